@@ -1,0 +1,57 @@
+"""What a compression method is: a frozen dataclass that takes one or more of the decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:  # torch stays out of reach until a method computes with it
+    from torch import Tensor
+
+    from mcbench.allocation import BitAllocation, BitBudget, WeightCount
+    from mcbench.calibration import CalibrationStats
+    from mcbench.quantization import QuantizedTensor
+
+DECISIONS = ("allocate", "quantize")
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of everything in `methods/`. A subclass owns each decision whose function it overrides.
+
+    Its fields are its hyper-parameters: the method string sets them, the record stores them, `mcbench show` prints
+    them. A field named `seed` with default None is filled from `--seed`.
+    """
+
+    paper: ClassVar[str] = ""
+    needs_hessian: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The calibration statistics that `allocate` reads, by name (see `mcbench.calibration`)."""
+        return ()
+
+    def allocate(self, stats: CalibrationStats, budget: BitBudget) -> BitAllocation:
+        """How many bits each expert gets; must meet `budget` and depend on nothing but its arguments and fields."""
+        raise NotImplementedError
+
+    def reachable(self, count: WeightCount, widths: tuple[int, ...]) -> tuple[float, ...] | None:
+        """The average expert widths that `allocate` can make, in bits; None where every whole total can be made."""
+        return None
+
+    def quantize(
+        self, weights: Tensor, widths: Sequence[int], hessian: Tensor | None
+    ) -> dict[int, QuantizedTensor]:
+        """Turns matrices [N, out, in] into codes, once for each width.
+
+        `hessian` [N, in, in] is 2 x x^T averaged over the tokens that reach each matrix; it is None unless the class
+        sets `needs_hessian`. N matrices at once must give what N calls of one matrix give.
+        """
+        raise NotImplementedError
+
+
+def decisions(method: Method | type[Method]) -> tuple[str, ...]:
+    """The decisions that a method takes, in the order of the pipeline."""
+    kind = method if isinstance(method, type) else type(method)
+    return tuple(name for name in DECISIONS if getattr(kind, name) is not getattr(Method, name))
