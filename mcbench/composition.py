@@ -1,0 +1,197 @@
+"""Reads a method string such as `pmq(beta=1)+hqq` and settles who decides what."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.resources
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from mcbench.errors import BadInput, UnknownName
+from mcbench.method import DECISIONS, Method, decisions
+from mcbench.registry import Registry, looks_like_path, suggest
+
+METHODS: Registry[Method] = Registry("method", "mcbench.methods", "mcbench.method:Method")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One method of a method string, under the name by which it was asked for."""
+
+    name: str
+    method: Method
+
+    def __str__(self) -> str:
+        changed = ", ".join(f"{k}={_written(v)}" for k, v in self.settings(changed=True).items())
+        return f"{self.name}({changed})" if changed else self.name
+
+    def settings(self, *, changed: bool = False) -> dict[str, Any]:
+        """The hyper-parameters, all of them or only those that differ from their defaults."""
+        return {
+            f.name: getattr(self.method, f.name)
+            for f in dataclasses.fields(self.method)
+            if not changed or getattr(self.method, f.name) != _default(f)
+        }
+
+
+@dataclass(frozen=True)
+class Composition:
+    """The methods that together compress a model: at most one of them owns each decision."""
+
+    asked: str
+    parts: tuple[Part, ...]
+
+    def owner(self, decision: str) -> Part:
+        """The part that takes `decision`; a default from `defaults.json` was added for those nobody asked for."""
+        return next(part for part in self.parts if decision in decisions(part.method))
+
+    @property
+    def allocator(self) -> Method:
+        return self.owner("allocate").method
+
+    @property
+    def quantizer(self) -> Method:
+        return self.owner("quantize").method
+
+    def __str__(self) -> str:
+        """The method string with every default part and every changed hyper-parameter written out."""
+        return "+".join(str(part) for part in self.parts)
+
+
+def compose(text: str, *, seed: int = 0) -> Composition:
+    """Parses `text`, resolves aliases, fills in the default parts and `seed` fields.
+
+    Raises UnknownName for a method or hyper-parameter that does not exist and BadInput for a value of the wrong type
+    or two parts that own the same decision.
+    """
+    parts = [_part(piece, seed) for piece in _pieces(text)]
+    owners = _owners(parts)
+    for decision, default in defaults()["parts"].items():
+        if decision not in owners:
+            parts.append(_part(default, seed))
+    return Composition(text, tuple(sorted(parts, key=lambda p: DECISIONS.index(decisions(p.method)[0]))))
+
+
+@cache
+def defaults() -> Mapping[str, Any]:
+    """`defaults.json`: default parts, aliases and task suites, the one place where the engine names contributions."""
+    text = importlib.resources.files("mcbench").joinpath("defaults.json").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def _owners(parts: list[Part]) -> dict[str, Part]:
+    owners: dict[str, Part] = {}
+    for part in parts:
+        taken = decisions(part.method)
+        if not taken:
+            raise BadInput(f"{part.name!r} takes none of the decisions {', '.join(DECISIONS)}")
+        for decision in taken:
+            if decision in owners:
+                raise BadInput(f"both {owners[decision].name!r} and {part.name!r} {decision}; choose one of them")
+            owners[decision] = part
+    return owners
+
+
+def _pieces(text: str) -> list[str]:
+    """The parts of a method string, aliases written out."""
+    pieces = [piece.strip() for piece in _split(text, "+")]
+    if not all(pieces):
+        raise BadInput(f"the method string {text!r} has an empty part")
+    aliases: Mapping[str, str] = defaults()["aliases"]
+    return [inner for piece in pieces for inner in (_split(aliases[piece], "+") if piece in aliases else [piece])]
+
+
+def _part(piece: str, seed: int) -> Part:
+    name, bracket, inside = piece.partition("(")
+    name = name.strip()
+    if bracket and not inside.endswith(")"):
+        raise BadInput(f"{piece!r} opens a bracket that it does not close")
+    known = METHODS.names()
+    if not looks_like_path(name) and name not in known:
+        raise UnknownName(f"no method is called {name!r}; {suggest(name, [*known, *defaults()['aliases']])}")
+    kind = METHODS.get(name)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for setting in _split(inside[:-1], ",") if bracket and inside[:-1].strip() else []:
+        key, equals, value = (s.strip() for s in setting.partition("="))
+        if not equals:
+            raise BadInput(f"{name}: write {setting.strip()!r} as field=value")
+        if key not in fields:
+            raise UnknownName(f"{name} has no hyper-parameter {key!r}; {suggest(key, fields)}")
+        values[key] = _typed(_value(value), hints[key], f"{name}: {key}")
+    if "seed" in fields and fields["seed"].default is None and "seed" not in values:
+        values["seed"] = seed
+    try:
+        return Part(name, kind(**values))
+    except (ValueError, TypeError) as error:
+        raise error if isinstance(error, BadInput) else BadInput(f"{name}: {error}") from error
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Splits at separators that stand outside every bracket."""
+    pieces, depth, start = [], 0, 0
+    for position, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth < 0:
+            break
+        if character == separator and depth == 0:
+            pieces.append(text[start:position])
+            start = position + 1
+    if depth != 0:
+        raise BadInput(f"the brackets in {text!r} do not match")
+    return [*pieces, text[start:]]
+
+
+def _value(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the annotation `hint` wants it, whole numbers accepted as floats."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for option in options:
+        origin = typing.get_origin(option) or option
+        if origin is typing.Literal:
+            if value in typing.get_args(option):
+                return value
+        elif option is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        elif origin is type(None) and value is None:
+            return None
+        elif origin in (tuple, list) and isinstance(value, tuple | list):
+            return origin(value)
+        elif isinstance(origin, type) and isinstance(value, dict if origin is Mapping else origin):
+            if not (isinstance(value, bool) and origin is not bool):
+                return value
+    wanted = " or ".join(_described(option) for option in options)
+    raise BadInput(f"{where} must be {wanted}, not {value!r}")
+
+
+def _described(option: Any) -> str:
+    if typing.get_origin(option) is typing.Literal:
+        return " or ".join(repr(v) for v in typing.get_args(option))
+    return getattr(option, "__name__", str(option))
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
