@@ -1,0 +1,86 @@
+"""What can be named at the shell: the tasks, the models, and the description of any one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from mcbench.composition import METHODS, defaults
+from mcbench.errors import BadInput, UnknownName
+from mcbench.method import Method, decisions
+from mcbench.registry import Registry, looks_like_path, suggest
+
+if TYPE_CHECKING:
+    from mcbench.task import Task
+
+TASKS: Registry[Task] = Registry("task", "mcbench.tasks", "mcbench.task:Task")
+
+
+def models() -> list[str]:
+    """The models that come with the package; a folder or a hub id may be named as well."""
+    from mcbench.reference import model_names
+
+    return model_names()
+
+
+def select_tasks(names: str) -> list[tuple[str, Task]]:
+    """The tasks behind a comma-separated list of task and suite names, each once, in the order asked for.
+
+    Raises UnknownName for a name that is neither, with the nearest one.
+    """
+    suites: dict[str, list[str]] = defaults()["suites"]
+    asked = [name.strip() for name in names.split(",")]
+    if not all(asked):
+        raise BadInput(f"the task list {names!r} has an empty name")
+    known = {*suites, *TASKS.names()}
+    for name in asked:
+        if name not in known and not looks_like_path(name):
+            raise UnknownName(f"no task or suite is called {name!r}; {suggest(name, known)}")
+    wanted = dict.fromkeys(inner for name in asked for inner in suites.get(name, [name]))
+    return [(name, TASKS.get(name)()) for name in wanted]
+
+
+def describe(name: str) -> str:
+    """The docstring, decisions or metric, parameters with defaults, and source of a method, task or alias."""
+    if name in defaults()["aliases"]:
+        return f"{name} is short for {defaults()['aliases'][name]}"
+    kind = _find(name)
+    lines = [f"{name}: {inspect.getdoc(inspect.getmodule(kind)) or ''}".strip(), "", inspect.getdoc(kind) or ""]
+    if issubclass(kind, Method):
+        lines += ["", f"decides: {', '.join(decisions(kind))}", f"needs: {', '.join(_needs(kind)) or 'nothing'}"]
+    else:
+        lines += ["", f"metric: {kind.metric}", f"counterpart: {kind.counterpart or 'none, it is the original'}"]
+    fields = [f for f in dataclasses.fields(kind) if f.init]
+    if fields:
+        lines += ["", "parameters:", *(f"  {f.name}: {_type(f.type)} = {_default(f)}" for f in fields)]
+    paper = getattr(kind, "paper", "")
+    return "\n".join([*lines, *(["", f"paper: {paper}"] if paper else [])])
+
+
+def _find(name: str) -> type[Method] | type[Task]:
+    if looks_like_path(name):
+        try:
+            return METHODS.get(name)
+        except BadInput:
+            return TASKS.get(name)
+    if name in METHODS.names():
+        return METHODS.get(name)
+    if name in TASKS.names():
+        return TASKS.get(name)
+    known = [*METHODS.names(), *TASKS.names(), *defaults()["aliases"]]
+    raise UnknownName(f"no method or task is called {name!r}; {suggest(name, known)}")
+
+
+def _needs(kind: type[Method]) -> tuple[str, ...]:
+    return kind().needs + (("hessian",) if kind.needs_hessian else ())
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return repr(field.default_factory())
+    return "required" if field.default is dataclasses.MISSING else repr(field.default)
+
+
+def _type(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))

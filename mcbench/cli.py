@@ -1,0 +1,159 @@
+"""The command line: `mcbench run`, `list`, `show`, `check` and `leaderboard`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mcbench.errors import BadInput, CheckFailed, UnknownName
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns 0 when done, 1 when a check failed, 2 on wrong input, 130 when interrupted."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except (BadInput, UnknownName) as error:
+        return _stop(error, WRONG_INPUT)
+    except CheckFailed as error:
+        return _stop(error, FAILED)
+    except BrokenPipeError:  # the reader of our output, `head` say, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        return _stop("interrupted; the same command goes on from here", INTERRUPTED)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from mcbench.report import table
+    from mcbench.run import run
+
+    record = run(
+        options.method,
+        bits=options.bits,
+        expert_bits=options.expert_bits,
+        model=options.model,
+        tasks=options.tasks,
+        calibration=options.calibration,
+        samples=options.samples,
+        length=options.length,
+        seed=options.seed,
+        device=options.device,
+        dtype=options.dtype,
+        out=options.out,
+        save=options.save,
+        limit=options.limit,
+        allow_code_execution=options.allow_code_execution,
+        quiet=options.quiet or options.json,
+    )
+    print(record.to_json() if options.json else table(record))
+    return DONE
+
+
+def _list(options: argparse.Namespace) -> int:
+    from mcbench.composition import METHODS, defaults
+    from mcbench.catalogue import TASKS, models
+
+    listing = {"methods": METHODS.names, "tasks": TASKS.names, "models": models}
+    print("\n".join(listing[options.what]()))
+    if options.what == "tasks":
+        for suite, members in defaults()["suites"].items():
+            print(f"{suite} = {','.join(members)}")
+    return DONE
+
+
+def _show(options: argparse.Namespace) -> int:
+    from mcbench.catalogue import describe
+
+    print(describe(options.name))
+    return DONE
+
+
+def _check(options: argparse.Namespace) -> int:
+    from mcbench.contract import check_method
+
+    outcome = check_method(options.name)
+    for promise in outcome:
+        print(promise)
+    return DONE if all(promise.kept for promise in outcome) else FAILED
+
+
+def _leaderboard(options: argparse.Namespace) -> int:
+    from mcbench.leaderboard import leaderboard
+
+    for line in leaderboard([Path(p) for p in options.records], Path(options.out), check=options.check):
+        print(line)
+    return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mcbench",
+        description="What does compressing this Mixture-of-Experts model cost, and what does it buy?",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(metavar="command", required=True)
+    _add_run(commands)
+
+    listing = _command(commands, "list", _list, "the methods, tasks or models that can be named")
+    listing.add_argument("what", choices=("methods", "tasks", "models"))
+
+    show = _command(commands, "show", _show, "what a method or task does, its parameters and its paper")
+    show.add_argument("name", help="a method or task, or a path to a file that defines one")
+
+    check = _command(commands, "check", _check, "does a contributed method keep its promises?")
+    check.add_argument("name", help="a method, or a path such as ./mine.py")
+
+    board = _command(commands, "leaderboard", _leaderboard, "records in, tables out")
+    board.add_argument("records", nargs="*", default=["runs"], help="records or folders of them (default: runs)")
+    board.add_argument("--out", default="leaderboards", metavar="DIR", help="where the tables go (default: %(default)s)")
+    board.add_argument("--check", action="store_true", help="write nothing; fail if the tables in DIR are not these")
+    return parser
+
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = _command(commands, "run", _run, "compress a model, evaluate it, write a record")
+    run.add_argument("--method", default="pmq", metavar="STRING", help="such as 'pmq(beta=1)+hqq' (default: %(default)s)")
+    budget = run.add_mutually_exclusive_group()
+    budget.add_argument("--bits", type=float, metavar="B", help="average bits as the papers label it")
+    budget.add_argument("--expert-bits", type=float, metavar="B", help="average bits over routed experts alone")
+    run.add_argument("--model", default="reference", metavar="NAME", help="a name, folder or hub id (default: %(default)s)")
+    run.add_argument("--tasks", default="mini", metavar="LIST", help="tasks or suites, by commas (default: %(default)s)")
+    run.add_argument("--calibration", metavar="FILE", help="text to calibrate on: .txt, .json or .jsonl")
+    run.add_argument("--samples", type=int, metavar="N", help="calibration sequences")
+    run.add_argument("--length", type=int, metavar="T", help="tokens in a calibration sequence")
+    run.add_argument("--seed", type=int, default=0, help="of everything that is random (default: %(default)s)")
+    run.add_argument("--device", default="cpu", help="a torch device (default: %(default)s)")
+    run.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    run.add_argument("--out", default="runs", metavar="DIR", help="where records go (default: %(default)s)")
+    run.add_argument("--save", metavar="DIR", help="write the packed model there")
+    run.add_argument("--limit", type=int, metavar="N", help="items per task; marks the record as partial")
+    run.add_argument("--allow-code-execution", action="store_true", help="run generated programs without isolation")
+    run.add_argument("--json", action="store_true", help="print the record instead of the table")
+    run.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    function: Callable[[argparse.Namespace], int],
+    summary: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _stop(reason: object, code: int) -> int:
+    print(f"mcbench: {reason}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
