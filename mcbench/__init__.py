@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mcbench.model import MoEModel as MoEModel
     from mcbench.model import load_model as load_model
     from mcbench.quantization import QuantizedTensor as QuantizedTensor
+    from mcbench.pipeline import run as run
     from mcbench.record import Record as Record
     from mcbench.task import Task as Task
 
@@ -33,6 +34,7 @@ _HOMES = {
     "Record": "mcbench.record",
     "Task": "mcbench.task",
     "load_model": "mcbench.model",
+    "run": "mcbench.pipeline",
 }
 
 

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from mcbench.report import table
-    from mcbench.run import run
+    from mcbench.pipeline import run
 
     record = run(
         options.method,
