@@ -6,7 +6,7 @@ Numpy only. Letters in shapes: L MoE layers, E routed experts per layer, W candi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mcbench.errors import BadInput
+from mcbench.errors import BadInput, CheckFailed
 
 WIDTHS = (1, 2, 3, 4, 8, 16)  # 16 means kept as it is
 
@@ -214,6 +214,266 @@ class BitAllocation:
         return cls(
             widths.reshape(len(data["widths"]), -1), int(data["attention"]), int(data["shared"]), int(data["router"])
         )
+
+
+def cheapest(
+    cost: NDArray[np.floating[Any]],
+    budget: BitBudget,
+    *,
+    scope: Scope = "layer",
+    at_least: Mapping[int, float] | None = None,
+    solver: Solver = "dp",
+) -> BitAllocation:
+    """The allocation of least total cost that spends exactly the budget: eq. 4 of MC-MoE, solved exactly.
+
+    `cost` [L, E, W] is what giving expert e of layer l the width `budget.widths[w]` costs. `scope` says whether each
+    layer spends the same total or all layers share one. `at_least` maps a width to the least number of experts of
+    each layer that must have it: a whole number is a count, a float a share of the layer's experts, rounded up.
+    `solver` is dynamic programming ("dp") or the same integer programme in pulp with HiGHS ("ilp").
+
+    The budget is an equality. The released solver of MC-MoE writes <=, which is the same wherever cost falls with
+    bits; a measured cost need not, and methods compare only if they spend the same.
+
+    Of equally cheap allocations "dp" takes the one in which earlier layers have fewer bits in all and, within a
+    layer, earlier experts have fewer bits; "ilp" takes the one that HiGHS finds, the same on every call.
+    Raises BadInput for a cost that is negative or not finite, floors that cannot be met or a budget out of reach.
+    """
+    costs = np.asarray(cost, dtype=np.float64)  # [L, E, W]
+    expected = (budget.count.layers, budget.count.experts, len(budget.widths))
+    if costs.shape != expected:
+        raise BadInput(f"costs must be layers x experts x widths = {expected}, not {costs.shape}")
+    if wrong := np.argwhere(~(np.isfinite(costs) & (costs >= 0))).tolist():
+        layer, expert, width = wrong[0]
+        raise BadInput(
+            f"the cost of expert {expert} of layer {layer} at {budget.widths[width]} bits is "
+            f"{costs[layer, expert, width]}; costs must be finite and not negative"
+        )
+    floors = _counts(at_least or {}, budget)
+    total = budget.total(scope, {w: n for w, n in zip(budget.widths, floors, strict=True) if n})
+    if solver == "ilp":
+        groups = [costs] if scope == "global" else [layer[None] for layer in costs]
+        chosen = np.concatenate([_integer_programme(group, budget.widths, total, floors) for group in groups])
+    else:
+        steps = tuple(w - budget.widths[0] for w in budget.widths)
+        experts = budget.count.experts * (budget.count.layers if scope == "global" else 1)
+        above = total - experts * budget.widths[0]
+        chosen = _dynamic_programme(costs, steps, above, floors, scope)
+    return BitAllocation(np.array(budget.widths)[chosen])
+
+
+def _counts(at_least: Mapping[int, float], budget: BitBudget) -> tuple[int, ...]:
+    """The floors as one whole number for each candidate width."""
+    for width, floor in at_least.items():
+        if width not in budget.widths:
+            raise BadInput(f"a floor asks for experts of {width} bits, but the widths are {budget.widths}")
+        if not 0 <= floor or (isinstance(floor, float) and floor > 1):
+            raise BadInput(f"a floor is a count of experts or a share from 0.0 to 1.0, not {floor}")
+    experts = budget.count.experts
+    shares = [at_least.get(width, 0) for width in budget.widths]
+    counts = tuple(math.ceil(n * experts - 1e-9) if isinstance(n, float) else n for n in shares)
+    if sum(counts) > experts:
+        wanted = ", ".join(f"{n} of {w} bits" for w, n in zip(budget.widths, counts, strict=True) if n)
+        raise BadInput(f"the floors ask for more experts ({wanted}) than the {experts} of a layer")
+    return counts
+
+
+def _dynamic_programme(
+    costs: NDArray[np.float64], steps: tuple[int, ...], above: int, floors: tuple[int, ...], scope: Scope
+) -> NDArray[np.int64]:
+    """The cheapest choices [L, E]: each layer, or all of them together, spends `above` bits more than the least possible.
+
+    A floor enters the programme of a layer once it binds there: what is cheapest without it and happens to meet it is
+    cheapest with it.
+    """
+    layers = len(costs)
+    most = min(above, steps[-1] * costs.shape[1])
+    spent = np.full(layers, above)  # [L], known from the start where each layer has its own total
+    values = np.empty((layers, most + 1))  # [L, bits]
+    chosen = np.empty(costs.shape[:2], dtype=np.int64)
+    binding = np.zeros((layers, len(steps)), dtype=np.int64)  # [L, W]
+    todo = np.arange(layers)
+    while len(todo):
+        if scope == "global":
+            for part, needed in _batches(todo, binding, most):
+                values[part] = _layer_programme(costs[part], steps, most, needed, trace=False)[0]
+            before, spent = spent, _divide(values, above)
+            todo = np.union1d(todo, np.flatnonzero(spent != before))
+        for part, needed in _batches(todo, binding, int(spent[todo].max())):
+            _, choices = _layer_programme(costs[part], steps, int(spent[part].max()), needed)
+            chosen[part] = _trace(choices, steps, spent[part], needed)
+        used = (chosen[:, :, None] == np.arange(len(steps))).sum(axis=1)  # [L, W]
+        binding = np.where(used < floors, floors, binding)
+        todo = np.flatnonzero((used < floors).any(axis=1))
+    return chosen
+
+
+def _batches(
+    layers: NDArray[np.int64], binding: NDArray[np.int64], most: int
+) -> Iterator[tuple[NDArray[np.int64], tuple[int, ...]]]:
+    """Layers in which the same floors bind, few enough at a time for their programmes to stay in cache."""
+    for needed in np.unique(binding[layers], axis=0):
+        alike = layers[(binding[layers] == needed).all(axis=1)]
+        states = (most + 1) * int(np.prod(needed + 1))
+        for part in np.array_split(alike, math.ceil(len(alike) * states / _CACHED)):
+            if len(part):
+                yield part, tuple(needed.tolist())
+
+
+_CACHED = 1 << 15  # states of a programme that are worked on together: 256 KiB, so that they stay in cache
+
+
+def _layer_programme(
+    costs: NDArray[np.float64], steps: tuple[int, ...], most: int, floors: tuple[int, ...], trace: bool = True
+) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+    """Multiple-choice knapsack by dynamic programming, all layers of `costs` [L, E, W] at once.
+
+    Returns the least cost [L, most + 1] of spending b bits above the least possible, floors met (inf: impossible),
+    and the choices [E, L, floor ..., most + 1] that lead there. The state before expert e is how many of each floor
+    are still wanted from the experts e, e + 1, ... and how many bits they spend.
+    """
+    layers, experts, _ = costs.shape
+    wanted = [n + 1 for n in floors]  # one axis for each width; of length 1 where there is no floor
+    least = np.full((layers, *wanted, most + 1), np.inf)
+    least[(slice(None), *[0] * len(floors), 0)] = 0.0
+    choices = np.zeros((experts if trace else 0, *least.shape), dtype=np.uint8)
+    for expert in reversed(range(experts)):
+        after, least = least, np.full_like(least, np.inf)
+        for j, step in enumerate(steps):
+            if step > most:
+                break
+            spent = after[..., : most + 1 - step]
+            if floors[j]:
+                spent = spent.take(np.maximum(np.arange(wanted[j]) - 1, 0), axis=1 + j)
+            spent = spent + costs[:, expert, j].reshape(layers, *[1] * (len(floors) + 1))
+            reached = least[..., step:]
+            if trace:
+                np.copyto(choices[expert][..., step:], j, where=spent < reached)
+            np.minimum(reached, spent, out=reached)
+    return least[(slice(None), *floors)], choices
+
+
+def _trace(
+    choices: NDArray[np.uint8], steps: tuple[int, ...], above: NDArray[np.int64], floors: tuple[int, ...]
+) -> NDArray[np.int64]:
+    """The choices [L, E] that led to spending `above` [L], from those of `_layer_programme`."""
+    experts, layers = choices.shape[:2]
+    chosen = np.empty((layers, experts), dtype=np.int64)
+    left = above.copy()
+    wanted = [np.full(layers, n) for n in floors]
+    for expert in range(experts):
+        chosen[:, expert] = choices[(expert, np.arange(layers), *wanted, left)]
+        left -= np.array(steps)[chosen[:, expert]]
+        wanted = [np.maximum(n - (chosen[:, expert] == j), 0) for j, n in enumerate(wanted)]
+    return chosen
+
+
+def _divide(values: NDArray[np.float64], above: int) -> NDArray[np.int64]:
+    """How many of the `above` bits each layer spends, where spending b bits in layer l costs `values[l, b]`.
+
+    Min-plus convolution in a balanced tree. The root is wanted at one total only, and walking down from it each
+    node is split by trying all splits of one number, so no choices are stored.
+    """
+    rows = [(int(kept[0]), row[kept[0] : kept[-1] + 1]) for row, kept in _promising(values, above)]
+    levels = [rows]  # each node: the least number of bits it can spend, and the costs from there on
+    while len(levels[-1]) > 2:
+        nodes = levels[-1]
+        levels.append([_merge(nodes[i : i + 2]) for i in range(0, len(nodes), 2)])
+    spent = [above]
+    if len(levels[-1]) == 1:
+        return np.array(spent)
+    spent = _split(levels[-1], above)
+    for nodes in reversed(levels[:-1]):
+        spent = [b for i, total in enumerate(spent) for b in _split(nodes[2 * i : 2 * i + 2], total)]
+    return np.array(spent)
+
+
+_Node = tuple[int, NDArray[np.float64]]
+
+
+def _merge(nodes: Sequence[_Node]) -> _Node:
+    """Min-plus convolution: the least cost of spending each total over two nodes (a node without a pair stays)."""
+    if len(nodes) == 1:
+        return nodes[0]
+    (a, short), (b, long) = sorted(nodes, key=lambda node: len(node[1]))
+    least = np.full(len(short) + len(long) - 1, np.inf)
+    for i, cost in enumerate(short):
+        reached = least[i : i + len(long)]
+        np.minimum(reached, long + cost, out=reached)
+    return a + b, least
+
+
+def _split(nodes: Sequence[_Node], total: int) -> list[int]:
+    """The cheapest division of a total over two nodes, the first getting the fewest bits of those equally cheap."""
+    if len(nodes) == 1:
+        return [total]
+    (a, left), (b, right) = nodes
+    first = max(0, total - a - b - len(right) + 1)
+    last = min(len(left) - 1, total - a - b)
+    sums = left[first : last + 1] + right[total - a - b - last : total - a - b - first + 1][::-1]
+    mine = a + first + int(np.argmin(sums))
+    return [mine, total - mine]
+
+
+def _promising(
+    values: NDArray[np.float64], above: int
+) -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
+    """For each layer the spendings that an optimal division can contain; the others are left out, without loss.
+
+    For a price per bit every division costs at least the sum of the layers' least (cost + price * bits), less
+    price * total. A spending that exceeds its layer's least by more than the distance of this bound to a division
+    already in hand cannot be part of anything better.
+    """
+    bits = np.arange(values.shape[1])
+    finite = np.where(np.isfinite(values), values, 0.0)
+    low, high = -finite.max() - 1.0, finite.max() + 1.0
+    for _ in range(80):
+        price = (low + high) / 2
+        if (values + price * bits).argmin(axis=1).sum() > above:
+            low = price
+        else:
+            high = price
+    priced = values + high * bits
+    chosen = priced.argmin(axis=1)
+    rows = np.arange(len(values))
+    missing = above - int(chosen.sum())
+    able = np.flatnonzero(chosen + missing < len(bits))
+    if missing < 0 or not len(able):
+        gap = np.inf
+    else:  # the division in hand: one layer takes all that is missing
+        gap = float((priced[able, chosen[able] + missing] - priced[able, chosen[able]]).min())
+    slack = 1e-9 * float(finite.max() + abs(high) * len(bits))  # far above the rounding of the sums
+    kept = (priced - priced[rows, chosen][:, None] <= gap + slack) & np.isfinite(values)
+    return [(np.where(k, row, np.inf), np.flatnonzero(k)) for row, k in zip(values, kept, strict=True)]
+
+
+def _integer_programme(
+    costs: NDArray[np.float64], widths: tuple[int, ...], total: int, floors: tuple[int, ...]
+) -> NDArray[np.int64]:
+    """Eq. 4 of MC-MoE over `costs` [L, E, W] with one total, as written there: one binary per expert and width."""
+    import pulp  # half a second to import, and only this solver needs it
+
+    layers, experts, candidates = costs.shape
+    # HiGHS works to absolute tolerances, and called an answer optimal that was 1e-4 worse when given raw costs.
+    # Each expert takes exactly one width, so what is common to its widths can go; the rest is brought to order one.
+    scaled = costs - costs.min(axis=2, keepdims=True)
+    scaled = scaled / (np.median(scaled.max(axis=2)) or scaled.max() or 1.0)
+    x = np.array([pulp.LpVariable(f"x{i}", cat="Binary") for i in range(costs.size)], dtype=object)
+    x = x.reshape(costs.shape)
+    programme = pulp.LpProblem("allocation", pulp.LpMinimize)
+    programme += pulp.LpAffineExpression(zip(x.ravel(), scaled.ravel().tolist(), strict=True))
+    bits = np.broadcast_to(np.array(widths), costs.shape).ravel().tolist()
+    programme += pulp.LpAffineExpression(zip(x.ravel(), bits, strict=True)) == total
+    for layer in range(layers):
+        for expert in range(experts):
+            programme += pulp.lpSum(x[layer, expert]) == 1
+        for j in range(candidates):
+            if floors[j]:
+                programme += pulp.lpSum(x[layer, :, j]) >= floors[j]
+    status = programme.solve(pulp.HiGHS(msg=False, gapRel=0.0, gapAbs=0.0, threads=1))
+    if pulp.LpStatus[status] != "Optimal":
+        raise CheckFailed(f"HiGHS ended with {pulp.LpStatus[status]!r} on a programme that has a solution")
+    values = np.array([variable.value() for variable in x.ravel()], dtype=np.float64)
+    return values.reshape(costs.shape).argmax(axis=2)
 
 
 @lru_cache(maxsize=64)
