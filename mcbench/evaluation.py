@@ -1,0 +1,704 @@
+"""Runs a causal language model for the tasks: log-likelihoods, perplexity and generation, in as few tokens as is exact.
+
+Requests that share a context run it once and reuse its key-value cache; logits are computed only where they are
+scored; a batch holds a number of tokens, not of requests. The fast path is compared with a plain forward at the start.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mcbench.errors import BadInput, CheckFailed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
+WindowStyle = Literal["rolling", "disjoint"]
+
+
+class LogLikelihood(NamedTuple):
+    """How likely a continuation is after its context."""
+
+    value: float  # natural logarithm, summed over the continuation's tokens
+    tokens: int
+    greedy: bool  # every token is the most likely one
+    truncated: int  # tokens of the context dropped from the left because the model's window is full
+
+
+class WindowLoss(NamedTuple):
+    """The loss of one window of a text; words and bytes are those of the whole text, given with its first window."""
+
+    text: int
+    loss: float  # nats, summed over the scored tokens
+    tokens: int
+    words: int
+    bytes: int
+
+
+class Completion(NamedTuple):
+    """What the model wrote after a prompt, cut before the first stop string."""
+
+    text: str
+    tokens: int
+    finish: Literal["stop", "end", "length"]  # a stop string, the end-of-text token, or no token left to write
+    truncated: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to continue until one of the stop strings, the end-of-text token or `max_new_tokens`."""
+
+    text: str
+    stop: tuple[str, ...]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Random continuation: each token from the smallest set of probability `top_p` at this temperature.
+
+    Every (prompt, sample) has its own random stream, so that the result does not depend on how prompts are batched.
+    """
+
+    temperature: float = 0.8
+    top_p: float = 0.95
+    samples: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.samples < 1:
+            raise BadInput(f"sampling needs temperature > 0, 0 < top_p <= 1 and samples >= 1, not {self}")
+
+
+@dataclass(frozen=True)
+class _Request:
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+    truncated: int
+
+
+class LanguageModel:
+    """A causal transformers model and its tokenizer, as the tasks see them.
+
+    `identity` names the weights (for a compressed model: its digest); without it the weights are hashed when needed.
+    `tokens_per_batch` bounds the padded tokens of one forward. `prefix_sharing=False` computes every context anew, for
+    models whose routing looks at later tokens; where rows of a model's cache cannot be copied, that is done anyway.
+
+    Raises BadInput for a model without tokenizer, CheckFailed where the fast path and a plain forward of the same
+    model differ by more than `tolerance` (nats per request).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        *,
+        identity: str = "",
+        tokens_per_batch: int = 16384,
+        prefix_sharing: bool = True,
+        check: bool = True,
+    ) -> None:
+        if tokenizer is None:
+            raise BadInput("the model has no tokenizer: put its tokenizer files beside its weights")
+        if tokens_per_batch < 1:
+            raise BadInput(f"tokens_per_batch must be positive, not {tokens_per_batch}")
+        self.model: Any = model.eval()
+        self.tokenizer: Any = tokenizer
+        self.tokens_per_batch = tokens_per_batch
+        self.window = _window(model, tokenizer)
+        self.tolerance = 2e-3 if model.dtype in (torch.float32, torch.float64) else 0.5
+        self._identity = identity
+        self._accepts = set(inspect.signature(model.forward).parameters)
+        self._selects_rows = self._can_select_rows()
+        self.prefix_sharing = prefix_sharing and self._selects_rows
+        self.check_difference = self._self_check() if check else None
+
+    # -- what it is
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """A name for the weights: the one given, or the SHA-256 of every parameter and buffer."""
+        return self._identity or weights_digest(self.model)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides an answer: weights, tokenizer, precision, way of computing."""
+        parts = [self.identity, _tokenizer_digest(self.tokenizer), *map(str, self.settings().values())]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def settings(self) -> dict[str, Any]:
+        """How answers are computed, for the record."""
+        return {
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "experts_implementation": getattr(self.model.config, "_experts_implementation", None),
+            "attention_implementation": getattr(self.model.config, "_attn_implementation", None),
+            "window": self.window,
+            "tokens_per_batch": self.tokens_per_batch,
+            "prefix_sharing": self.prefix_sharing,
+        }
+
+    # -- log-likelihoods
+
+    def loglikelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[LogLikelihood]:
+        """The log-likelihood of each continuation after its context, in the order of the pairs."""
+        found: dict[int, LogLikelihood] = {}
+        for batch in self.loglikelihood_batches(pairs):
+            found.update(batch)
+        return [found[i] for i in range(len(pairs))]
+
+    def loglikelihood_batches(
+        self, pairs: Sequence[tuple[str, str]], done: Collection[int] = ()
+    ) -> Iterator[dict[int, LogLikelihood]]:
+        """As `loglikelihoods`, batch by batch as they are computed; keys are positions in `pairs`.
+
+        Batches depend on `pairs` alone; one whose positions are all in `done` is left out, so a resumed run computes
+        bit for bit what an uninterrupted one computes.
+        """
+        yield from self._score(self._requests(pairs), frozenset(done))
+
+    def perplexity(
+        self, texts: Sequence[str], window: int | None = None, style: WindowStyle = "rolling"
+    ) -> list[WindowLoss]:
+        """The loss of every window of the texts; perplexity is exp(sum of losses / sum of tokens).
+
+        "rolling" (lm-eval): every token of every text is scored once, in windows of `window` predictions; the first
+        token after BOS (or EOS), later windows after the last token of the one before. "disjoint" (GPTQ's
+        evaluation): each text, with its BOS if the tokenizer adds one, is cut into windows of `window` tokens, the
+        remainder dropped, and the first token of a window is not scored.
+        """
+        found: dict[int, WindowLoss] = {}
+        for batch in self.perplexity_batches(texts, window, style):
+            found.update(batch)
+        return [found[i] for i in sorted(found)]
+
+    def perplexity_batches(
+        self,
+        texts: Sequence[str],
+        window: int | None = None,
+        style: WindowStyle = "rolling",
+        done: Collection[int] = (),
+    ) -> Iterator[dict[int, WindowLoss]]:
+        """As `perplexity`, batch by batch; keys count the windows from 0 in the order of the texts."""
+        window = self.window if window is None else window
+        if not 1 < window <= self.window:
+            raise BadInput(f"a window of {window} tokens does not fit the model, whose window is {self.window}")
+        cut = self._rolling if style == "rolling" else self._disjoint
+        windows = [(i, request) for i, text in enumerate(texts) for request in cut(text, window)]
+        first = {i: at for at, (i, _) in reversed(list(enumerate(windows)))}
+        for batch in self._score([request for _, request in windows], frozenset(done)):
+            yield {
+                at: WindowLoss(
+                    windows[at][0],
+                    -score.value,
+                    score.tokens,
+                    *(_words_and_bytes(texts[windows[at][0]]) if first[windows[at][0]] == at else (0, 0)),
+                )
+                for at, score in batch.items()
+            }
+
+    # -- generation
+
+    def generate(
+        self, prompts: Sequence[str], stop: Sequence[str], max_new_tokens: int, sampling: Sampling | None = None
+    ) -> list[list[Completion]]:
+        """The continuations of each prompt: one, the greedy one, unless `sampling` asks for more."""
+        found: dict[int, list[Completion]] = {}
+        for batch in self.generate_batches([Prompt(p, tuple(stop), max_new_tokens) for p in prompts], sampling):
+            found.update(batch)
+        return [found[i] for i in range(len(prompts))]
+
+    def generate_batches(
+        self, prompts: Sequence[Prompt], sampling: Sampling | None = None, done: Collection[int] = ()
+    ) -> Iterator[dict[int, list[Completion]]]:
+        """As `generate`, batch by batch; keys are positions in `prompts`; `done` as in `loglikelihood_batches`."""
+        skip = frozenset(done)
+        copies = sampling.samples if sampling else 1
+        encoded = self._encode([p.text for p in prompts])
+        kept = [self._fit_prompt(ids, p.max_new_tokens) for ids, p in zip(encoded, prompts, strict=True)]
+        lengths = [len(ids) + p.max_new_tokens for ids, p in zip(kept, prompts, strict=True)]
+        # rows that stop at about the same time share a batch: by allowance first, then by length
+        order = sorted(range(len(prompts)), key=lambda i: (-prompts[i].max_new_tokens, -lengths[i], i))
+        for chunk in _chunks(order, lambda i: lengths[i] * copies, self.tokens_per_batch):
+            if skip.issuperset(chunk):
+                continue
+            rows = [(i, sample) for i in chunk for sample in range(copies)]
+            written = self._continue([kept[i] for i in chunk], [prompts[i] for i, _ in rows], rows, sampling)
+            answer: dict[int, list[Completion]] = {i: [] for i in chunk}
+            for (i, _), (ids, finish) in zip(rows, written, strict=True):
+                text, finish = self._text(kept[i], ids, prompts[i].stop, finish)
+                answer[i].append(Completion(text, len(ids), finish, len(encoded[i]) - len(kept[i])))
+            yield answer
+
+    # -- tokens
+
+    def _encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+        """Token ids; special tokens as the tokenizer adds them, but BOS never twice."""
+        if not texts:
+            return []
+        bos = self.tokenizer.bos_token
+        ids = self.tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False, verbose=False)
+        plain = [i for i, text in enumerate(texts) if special and bos and text.startswith(bos)]
+        rows = [list(row) for row in ids["input_ids"]]
+        for i in plain:
+            rows[i] = list(self.tokenizer.encode(texts[i], add_special_tokens=False))
+        return rows
+
+    def _prefix(self) -> int:
+        """The token that stands before a text without context: BOS, else EOS."""
+        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        raise BadInput(
+            "a text without context needs a token before it, and this tokenizer has neither BOS nor EOS: "
+            "set its bos_token"
+        )
+
+    def _requests(self, pairs: Sequence[tuple[str, str]]) -> list[_Request]:
+        """Tokens of each pair as lm-eval makes them: the continuation is what the whole has beyond the context.
+
+        Spaces at the context's end move to the continuation first, because tokenizers join them to the next word.
+        """
+        moved = [(c.rstrip(), c[len(c.rstrip()) :] + text) for c, text in pairs]
+        contexts = list(dict.fromkeys(c for c, _ in moved if c))
+        context_ids = dict(zip(contexts, self._encode(contexts), strict=True))
+        whole = self._encode([c + text for c, text in moved if c])
+        alone = self._encode([text for c, text in moved if not c], special=False)
+        with_context, without = iter(whole), iter(alone)
+        requests = []
+        for at, (context, text) in enumerate(moved):
+            if context:
+                ids, start = next(with_context), len(context_ids[context])
+            else:
+                ids, start = next(without), 0
+            if start == 0:  # no context, or one that has no token
+                ids = ids if ids and ids[0] == self._prefix() else [self._prefix(), *ids]
+                start = 1
+            if len(ids) <= start:
+                raise BadInput(f"continuation {at} has no token: {text!r} after {context[-40:]!r}")
+            requests.append(self._fit(tuple(ids[:start]), tuple(ids[start:]), text))
+        return requests
+
+    def _fit(self, context: tuple[int, ...], continuation: tuple[int, ...], text: str) -> _Request:
+        # the last token of the continuation is predicted, never read
+        surplus = max(0, len(context) + len(continuation) - 1 - self.window)
+        if surplus >= len(context):
+            raise BadInput(
+                f"a continuation of {len(continuation)} tokens does not fit the model's window of {self.window}: "
+                f"{text[:60]!r}"
+            )
+        return _Request(context[surplus:], continuation, surplus)
+
+    def _fit_prompt(self, ids: list[int], max_new_tokens: int) -> list[int]:
+        room = self.window - max_new_tokens
+        if room < 1:
+            raise BadInput(
+                f"{max_new_tokens} new tokens leave no room for a prompt in the model's window of {self.window}"
+            )
+        return ids[-room:] if ids else [self._prefix()]
+
+    def _rolling(self, text: str, window: int) -> list[_Request]:
+        (ids,) = self._encode([text], special=False)
+        ids = [self._prefix(), *ids]
+        return [
+            _Request((ids[at],), tuple(ids[at + 1 : at + 1 + window]), 0) for at in range(0, len(ids) - 1, window)
+        ]
+
+    def _disjoint(self, text: str, window: int) -> list[_Request]:
+        (ids,) = self._encode([text])
+        starts = range(0, len(ids) - window + 1, window)
+        return [_Request((ids[at],), tuple(ids[at + 1 : at + window]), 0) for at in starts]
+
+    # -- scoring
+
+    def _score(self, requests: Sequence[_Request], done: frozenset[int]) -> Iterator[dict[int, LogLikelihood]]:
+        """Log-likelihoods of all requests but those of finished batches."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for at, request in enumerate(requests):
+            groups.setdefault(request.context, []).append(at)
+        shared = {c: rows for c, rows in groups.items() if self.prefix_sharing and _worth_sharing(c, rows, requests)}
+        single = [at for c, rows in groups.items() if c not in shared for at in rows]
+        order = sorted(shared, key=lambda c: (-len(c), shared[c][0]))
+        for contexts in _chunks(order, lambda c: len(c) + _longest(requests, shared[c]), self.tokens_per_batch):
+            rows = [at for c in contexts for at in shared[c]]
+            if not done.issuperset(rows):
+                yield self._score_shared(contexts, [shared[c] for c in contexts], requests)
+        single.sort(key=lambda at: (-len(requests[at].context) - len(requests[at].continuation), at))
+        size = [len(r.context) + len(r.continuation) - 1 for r in requests]
+        for chunk in _chunks(single, lambda at: size[at], self.tokens_per_batch):
+            if not done.issuperset(chunk):
+                yield self._score_plain(chunk, requests)
+
+    def _score_plain(self, rows: Sequence[int], requests: Sequence[_Request]) -> dict[int, LogLikelihood]:
+        """One forward over contexts and continuations, padded on the left; logits for the continuations only."""
+        inputs = [[*requests[at].context, *requests[at].continuation[:-1]] for at in rows]
+        keep = max(len(requests[at].continuation) for at in rows)
+        ids, mask, position = self._pad_left(inputs)
+        logits = self._forward(ids, mask, position, keep=keep).logits  # [rows, keep, vocabulary]
+        target = self._tensor([[0] * (keep - len(c)) + list(c) for c in (requests[at].continuation for at in rows)])
+        value, best = _token_loglikelihoods(logits, target)
+        return {
+            at: _summed(value[row, keep - n :], best[row, keep - n :], requests[at])
+            for row, at in enumerate(rows)
+            for n in [len(requests[at].continuation)]
+        }
+
+    def _score_shared(
+        self, contexts: Sequence[tuple[int, ...]], members: Sequence[Sequence[int]], requests: Sequence[_Request]
+    ) -> dict[int, LogLikelihood]:
+        """Each context once; then its continuations on copies of the context's cache."""
+        ids, mask, position = self._pad_left(contexts)
+        out = self._forward(ids, mask, position, keep=1, use_cache=True)
+        rows = [(row, at) for row, group in enumerate(members) for at in group]
+        first = self._tensor([[requests[at].continuation[0]] for _, at in rows])  # [N, 1]
+        source = self._tensor([row for row, _ in rows])  # [N]
+        value, best = _token_loglikelihoods(out.logits, first, source)
+        scores = {at: ([value[n]], [best[n]]) for n, (_, at) in enumerate(rows)}
+        longer = sorted(
+            ((row, at) for row, at in rows if len(requests[at].continuation) > 1),
+            key=lambda pair: (-len(requests[pair[1]].continuation), pair),
+        )
+        # a copy of the cache is far smaller than the activations of as many tokens, but not nothing
+        size = [max(len(request.continuation) - 1, ids.shape[1] // 8) for request in requests]
+        chunks = list(_chunks(longer, lambda pair: size[pair[1]], self.tokens_per_batch))
+        for chunk in chunks:
+            rest = [requests[at].continuation for _, at in chunk]
+            copies = self._tensor([row for row, _ in chunk])
+            cache = _rows_of_cache(out.past_key_values, copies, last=chunk is chunks[-1])
+            value, best = self._score_after(cache, [contexts[row] for row, _ in chunk], ids.shape[1], rest)
+            for n, (_, at) in enumerate(chunk):
+                scores[at][0].append(value[n, : len(rest[n]) - 1])
+                scores[at][1].append(best[n, : len(rest[n]) - 1])
+        return {at: _summed(np.concatenate(v), np.concatenate(b), requests[at]) for at, (v, b) in scores.items()}
+
+    def _score_after(
+        self, cache: Any, contexts: Sequence[tuple[int, ...]], width: int, continuations: Sequence[tuple[int, ...]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Log-likelihoods of the second and later tokens of each continuation, whose context is in the cache."""
+        longest = max(len(c) for c in continuations) - 1
+        # padded on the right: a causal model never looks there
+        ids = self._tensor([[*c[:-1], *[0] * (longest + 1 - len(c))] for c in continuations])  # [N, longest]
+        target = self._tensor([[*c[1:], *[0] * (longest + 1 - len(c))] for c in continuations])
+        length = self._tensor([len(c) for c in contexts])
+        offset = torch.arange(width + longest, device=length.device)
+        mask = None if int(length.min()) == width else (offset >= width - length[:, None]).long()
+        position = length[:, None] + torch.arange(longest, device=length.device)
+        logits = self._forward(ids, mask, position, cache=cache).logits
+        return _token_loglikelihoods(logits, target)
+
+    # -- writing
+
+    def _continue(
+        self,
+        contexts: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
+        rows: Sequence[tuple[int, int]],
+        sampling: Sampling | None,
+    ) -> list[tuple[list[int], Literal["stop", "end", "length"]]]:
+        """New token ids of each row, with the reason to stop; rows that have stopped leave the batch."""
+        ids, mask, position = self._pad_left(contexts)
+        mask = torch.ones_like(ids) if mask is None else mask
+        repeat = self._tensor([n for n in range(len(contexts)) for _ in range(len(rows) // len(contexts))])
+        if not self._selects_rows:
+            ids, mask, position = ids[repeat], mask[repeat], position[repeat]
+        out = self._forward(ids, mask, position, keep=1, use_cache=True)
+        cache, logits = out.past_key_values, out.logits[:, -1]
+        if self._selects_rows and len(rows) > len(contexts):  # several samples of one prompt: it has been read once
+            cache = _rows_of_cache(cache, repeat, last=True)
+            logits, mask = logits[repeat], mask[repeat]
+        position = mask.sum(1, keepdim=True)  # [rows, 1]
+        choose = _Chooser(sampling, rows, max(p.max_new_tokens for p in prompts))
+        written: list[list[int]] = [[] for _ in rows]
+        finish: dict[int, Literal["stop", "end", "length"]] = {}
+        active = list(range(len(rows)))  # row of the batch -> row asked for
+        while True:
+            token = choose(logits, active)
+            for at, new in zip(active, token.tolist(), strict=True):
+                if at not in finish:
+                    if new in self._ends:
+                        finish[at] = "end"
+                        continue
+                    written[at].append(new)
+                    if len(written[at]) == prompts[at].max_new_tokens:
+                        finish[at] = "length"
+            finish.update(self._stopped([at for at in active if at not in finish], written, prompts))
+            left = [n for n, at in enumerate(active) if at not in finish]
+            if not left:
+                return [(written[at], finish[at]) for at in range(len(rows))]
+            if self._selects_rows and len(left) <= 0.75 * len(active):
+                keep = self._tensor(left)
+                cache = _rows_of_cache(cache, keep, last=True)
+                token, mask, position = token[keep], mask[keep], position[keep]
+                active = [active[n] for n in left]
+            mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
+            out = self._forward(token[:, None], mask, position, cache=cache, use_cache=True)
+            cache, logits, position = out.past_key_values, out.logits[:, -1], position + 1
+
+    @functools.cached_property
+    def _ends(self) -> frozenset[int]:
+        config = getattr(self.model, "generation_config", None)
+        ends = getattr(config, "eos_token_id", None)
+        ends = ends if isinstance(ends, list) else [ends]
+        return frozenset(int(e) for e in [*ends, self.tokenizer.eos_token_id] if e is not None)
+
+    def _stopped(
+        self, rows: Sequence[int], written: Sequence[Sequence[int]], prompts: Sequence[Prompt]
+    ) -> dict[int, Literal["stop"]]:
+        """The rows whose text now holds a stop string; only the end of the text is looked at until one is seen."""
+        rows = [at for at in rows if prompts[at].stop]
+        if not rows:
+            return {}
+        reach = {at: max(map(len, prompts[at].stop)) + 4 for at in rows}
+        tails = self._decode([written[at][-reach[at] :] for at in rows])
+        seen = [at for at, tail in zip(rows, tails, strict=True) if any(s in tail for s in prompts[at].stop)]
+        whole = self._decode([written[at] for at in seen])
+        return {at: "stop" for at, text in zip(seen, whole, strict=True) if any(s in text for s in prompts[at].stop)}
+
+    def _text(
+        self, context: Sequence[int], ids: Sequence[int], stop: Sequence[str], finish: Literal["stop", "end", "length"]
+    ) -> tuple[str, Literal["stop", "end", "length"]]:
+        """The text of the new tokens, cut at the first stop string.
+
+        Decoded together with the prompt's last tokens: some tokenizers drop a space at the start of what they decode.
+        """
+        before, after, alone = self._decode([context[-4:], [*context[-4:], *ids], ids])
+        text = after[len(before) :] if after.startswith(before) else alone
+        cuts = [at for at in (text.find(s) for s in stop) if at >= 0]
+        return (text[: min(cuts)], "stop") if cuts else (text, finish)
+
+    def _decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        texts = self.tokenizer.batch_decode(
+            [list(row) for row in rows], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return [str(text) for text in texts]
+
+    # -- the model
+
+    def _tensor(self, rows: Sequence[Any]) -> Tensor:
+        return torch.tensor(rows, dtype=torch.long, device=self.model.device)
+
+    def _pad_left(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Ids, mask and positions, each [rows, longest]; no mask where all rows are equally long."""
+        longest = max(map(len, rows))
+        ids = self._tensor([[0] * (longest - len(row)) + list(row) for row in rows])
+        start = self._tensor([longest - len(row) for row in rows])[:, None]
+        offset = torch.arange(longest, device=ids.device)[None]
+        mask = (offset >= start).long()
+        return ids, (mask if int(start.max()) else None), (offset - start).clamp(min=0)
+
+    @torch.inference_mode()
+    def _forward(
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        position: Tensor,
+        *,
+        keep: int = 0,
+        cache: Any = None,
+        use_cache: bool = False,
+    ) -> Any:
+        """The model's output; logits of the last `keep` positions (0: all)."""
+        arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": use_cache or cache is not None}
+        if cache is not None:
+            arguments["past_key_values"] = cache
+        if "position_ids" in self._accepts:
+            arguments["position_ids"] = position
+        if "logits_to_keep" in self._accepts:
+            arguments["logits_to_keep"] = keep
+        out = self.model(input_ids=ids, **arguments)
+        if keep:
+            out.logits = out.logits[:, -keep:]
+        return out
+
+    def _can_select_rows(self) -> bool:
+        """Whether rows of the model's cache can be copied and dropped: recurrent states mostly cannot."""
+        ids = self._tensor([[0, 0]])
+        out = self._forward(ids, None, self._tensor([[0, 1]]), keep=1, use_cache=True)
+        try:
+            _rows_of_cache(out.past_key_values, self._tensor([0, 0]), last=False)
+        except (AttributeError, IndexError, NotImplementedError, TypeError):
+            return False
+        return True
+
+    # -- proof
+
+    def _self_check(self) -> float:
+        """The largest difference between fast and plain log-likelihoods on a few requests of random tokens.
+
+        Greedy writing is compared as well, token by token, as far as the plain path has one clear winner.
+        """
+        random = np.random.default_rng(0)
+        vocabulary = min(int(self.model.config.get_text_config().vocab_size), len(self.tokenizer))
+        room = max(2, min(17, self.window - 8))
+
+        def tokens(n: int) -> tuple[int, ...]:
+            return tuple(random.integers(0, vocabulary, n).tolist())
+
+        contexts = [tokens(n) for n in (room, max(1, room // 2), max(1, room // 3))]
+        lengths = [min(n, self.window - room) for n in (1, 3, 5)]
+        requests = [_Request(c, tokens(n), 0) for c in contexts for n in lengths]
+        fast: dict[int, LogLikelihood] = {}
+        for batch in self._score(requests, frozenset()):
+            fast.update(batch)
+        worst = 0.0
+        for at, request in enumerate(requests):
+            value = self._plain_loglikelihood(request)
+            worst = max(worst, abs(value - fast[at].value))
+        advice = "; try prefix_sharing=False, or another attention or experts implementation"
+        if not worst <= self.tolerance:
+            raise CheckFailed(
+                f"the batched, cached log-likelihoods of this model differ from plain ones by {worst:.3g} nats "
+                f"(tolerance {self.tolerance:g}){advice}"
+            )
+        rows = [(n, 0) for n in range(len(contexts))]
+        allowance = Prompt("", (), min(5, self.window - room))
+        for context, (ids, _) in zip(contexts, self._continue(contexts, [allowance] * 3, rows, None), strict=True):
+            if self._leaves_greedy_path(context, ids):
+                raise CheckFailed(f"cached generation of this model differs from plain greedy decoding{advice}")
+        return worst
+
+    @torch.inference_mode()
+    def _plain_loglikelihood(self, request: _Request) -> float:
+        ids = self._tensor([[*request.context, *request.continuation]])
+        logits = self.model(input_ids=ids[:, :-1]).logits[0].float()
+        scored = logits.log_softmax(-1)[len(request.context) - 1 :]
+        return float(scored.gather(1, ids[0, len(request.context) :, None]).sum())
+
+    @torch.inference_mode()
+    def _leaves_greedy_path(self, context: Sequence[int], written: Sequence[int]) -> bool:
+        if not written:
+            return False
+        logits = self.model(input_ids=self._tensor([[*context, *written[:-1]]])).logits[0, len(context) - 1 :].float()
+        chosen = logits.gather(1, self._tensor(list(written))[:, None])[:, 0]
+        return bool((logits.max(-1).values - chosen > self.tolerance).any())
+
+
+class _Chooser:
+    """Picks the next token of each active row: the most likely, or one drawn with the row's own random numbers."""
+
+    def __init__(self, sampling: Sampling | None, rows: Sequence[tuple[int, int]], steps: int) -> None:
+        self._sampling, self._step = sampling, 0
+        if sampling:
+            streams = [np.random.default_rng([sampling.seed, prompt, sample]) for prompt, sample in rows]
+            self._uniform = torch.from_numpy(np.stack([s.random(steps) for s in streams]))  # [rows, steps]
+
+    def __call__(self, logits: Tensor, active: Sequence[int]) -> Tensor:
+        """Token ids [active] from logits [active, vocabulary]."""
+        _refuse_nan(logits)
+        if self._sampling is None:
+            return logits.argmax(-1)
+        share = (logits.double() / self._sampling.temperature).softmax(-1)
+        share, token = share.sort(dim=-1, descending=True, stable=True)
+        total = share.cumsum(-1)
+        share = share.masked_fill(total - share >= self._sampling.top_p, 0.0)  # the first token always stays
+        total = share.cumsum(-1)
+        uniform = self._uniform[list(active), self._step].to(logits.device)[:, None]
+        self._step += 1
+        at = torch.searchsorted(total, uniform * total[:, -1:], right=True)
+        last = (share > 0).sum(-1, keepdim=True) - 1
+        chosen: Tensor = token.gather(-1, torch.minimum(at, last))[:, 0]
+        return chosen
+
+
+def _token_loglikelihoods(
+    logits: Tensor, target: Tensor, source: Tensor | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-likelihood of each target token and whether it is the most likely, both [N, length].
+
+    `logits` [N, length, vocabulary] in any precision; the softmax is computed in fp32. `source` [N] says which row of
+    the logits belongs to which target where several targets share one.
+    """
+    _refuse_nan(logits)
+    logits = logits.float()
+    normaliser, best = logits.logsumexp(-1), logits.argmax(-1)  # [N, length]
+    if source is not None:
+        picked = logits[source[:, None], torch.arange(target.shape[1], device=target.device), target]
+        normaliser, best = normaliser[source], best[source]
+    else:
+        picked = logits.gather(-1, target[..., None])[..., 0]
+    return (picked - normaliser).double().cpu().numpy(), (best == target).cpu().numpy()
+
+
+def _refuse_nan(logits: Tensor) -> None:
+    # the maximum of a row is NaN if any of its logits is
+    if bool(logits.amax(-1).isnan().any()):
+        raise BadInput("the model's logits are not numbers (NaN): its weights are damaged or its precision is too low")
+
+
+def _summed(value: np.ndarray, best: np.ndarray, request: _Request) -> LogLikelihood:
+    return LogLikelihood(float(value.sum()), len(request.continuation), bool(best.all()), request.truncated)
+
+
+def _longest(requests: Sequence[_Request], rows: Iterable[int]) -> int:
+    return max(len(requests[at].continuation) for at in rows)
+
+
+def _worth_sharing(context: tuple[int, ...], rows: Sequence[int], requests: Sequence[_Request]) -> bool:
+    """Whether reading the context once saves at least a tenth of the tokens."""
+    total = sum(len(context) + len(requests[at].continuation) for at in rows)
+    return (len(rows) - 1) * len(context) >= 0.1 * total
+
+
+def _chunks(items: Sequence[T], length: Callable[[T], int], budget: int) -> Iterator[list[T]]:
+    """Consecutive items whose number times their greatest length stays within the budget (at least one each)."""
+    chunk: list[T] = []
+    longest = 0
+    for item in items:
+        longest = max(longest, length(item))
+        if chunk and (len(chunk) + 1) * longest > budget:
+            yield chunk
+            chunk, longest = [], length(item)
+        chunk.append(item)
+    if chunk:
+        yield chunk
+
+
+def _rows_of_cache(cache: Any, rows: Tensor, *, last: bool) -> Any:
+    """A key-value cache with only these rows, repeated as they are; in place where this is its `last` use."""
+    if not last:  # shallow: selecting rows makes new tensors and leaves the old ones alone
+        cache = copy.copy(cache)
+        cache.layers = [copy.copy(layer) for layer in cache.layers]
+    cache.batch_select_indices(rows)
+    return cache
+
+
+def _window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The longest sequence in tokens: the model's configuration, else the tokenizer's, else 2048 (as lm-eval)."""
+    config = model.config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "n_ctx"):
+        if isinstance(getattr(config, name, None), int):
+            return int(getattr(config, name))
+    length = getattr(tokenizer, "model_max_length", None)
+    return int(length) if length is not None and length < 10**9 else 2048
+
+
+def _words_and_bytes(text: str) -> tuple[int, int]:
+    return len(text.split()), len(text.encode())
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 over every parameter and buffer, with its name, type and shape."""
+    digest = hashlib.sha256()
+    state: Mapping[str, Any] = model.state_dict()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
