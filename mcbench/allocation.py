@@ -1,4 +1,4 @@
-"""Spending bits: what an average counts, how many whole bits a budget is, and the cheapest way to spend them on experts.
+"""Spending bits: what an average counts, how many whole bits a budget is, and the cheapest way to spend them.
 
 Numpy only. Letters in shapes: L MoE layers, E routed experts per layer, W candidate widths.
 """
@@ -123,24 +123,29 @@ class BitBudget:
         being bound to a width; of two equally near ones the smaller. Raises BadInput where that is further than half
         a step of the papers' grid, 1 / (2 E) bits per expert, from what was asked.
         """
+        floors = {width: n for width, n in (floors or {}).items() if n}
         groups = 1 if scope == "layer" else self.count.layers
-        totals = _reachable_totals(self.count.experts, groups, self.widths, tuple((floors or {}).items()))
+        totals = _reachable_totals(self.count.experts, groups, self.widths, tuple(floors.items()))
         experts = groups * self.count.experts
-        return round(self.nearest(totals / experts) * experts)
+        source = f"widths {self.widths}"
+        if floors:
+            source += " with at least " + " and ".join(f"{n} of {w} bits" for w, n in floors.items()) + " in each layer"
+        return round(self.nearest(totals / experts, source) * experts)
 
-    def nearest(self, reachable: Sequence[float] | NDArray[np.float64]) -> float:
+    def nearest(self, reachable: Sequence[float] | NDArray[np.float64], source: str = "") -> float:
         """The value of `reachable`, averages in bits per routed expert, that is nearest to the one asked for.
 
-        Of two equally near ones the smaller. Raises BadInput as `total` does.
+        Of two equally near ones the smaller. Raises BadInput as `total` does; `source` says there what the values
+        are made from.
         """
         values = np.unique(np.asarray(reachable, dtype=np.float64))
         distance = np.abs(values - self.expert_bits)
         best = int(np.argmax(distance <= distance.min() + 1e-9))
         if distance[best] > 0.5 / self.count.experts + 1e-9:
-            raise BadInput(self._refusal(values))
+            raise BadInput(self._refusal(values, source or f"widths {self.widths}"))
         return float(values[best])
 
-    def _refusal(self, reachable: NDArray[np.float64]) -> str:
+    def _refusal(self, reachable: NDArray[np.float64], source: str) -> str:
         def shown(bits: float) -> str:
             written = self.count.label(bits) if self.asked_as == "label" else bits
             return f"{written:.4f}".rstrip("0").rstrip(".")
@@ -153,7 +158,7 @@ class BitBudget:
                 after = int(np.searchsorted(reachable, self.expert_bits))
                 known += f", nearest {shown(reachable[after - 1])} and {shown(reachable[after])}"
         what = "an average of" if self.asked_as == "expert" else "a label of"
-        return f"{what} {self.asked:g} bits cannot be made from widths {self.widths}; reachable: {known}"
+        return f"{what} {self.asked:g} bits cannot be made from {source}; reachable: {known}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,7 +254,7 @@ def cheapest(
             f"{costs[layer, expert, width]}; costs must be finite and not negative"
         )
     floors = _counts(at_least or {}, budget)
-    total = budget.total(scope, {w: n for w, n in zip(budget.widths, floors, strict=True) if n})
+    total = budget.total(scope, dict(zip(budget.widths, floors, strict=True)))
     if solver == "ilp":
         groups = [costs] if scope == "global" else [layer[None] for layer in costs]
         chosen = np.concatenate([_integer_programme(group, budget.widths, total, floors) for group in groups])
@@ -261,12 +266,30 @@ def cheapest(
     return BitAllocation(np.array(budget.widths)[chosen])
 
 
+def share(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Each layer's values [L, E] divided by their sum, so that a layer's shares add up to one.
+
+    A zero, the mark of an expert that no calibration token chose, counts like the least value of its layer: never
+    seen is not never used, and an expert that costs nothing would lose its bits first.
+    """
+    seen = seen_values(values)
+    shares: NDArray[np.float64] = seen / seen.sum(axis=1, keepdims=True)
+    return shares
+
+
+def seen_values(values: NDArray[Any]) -> NDArray[np.float64]:
+    """`values` [L, E, ...] with zeros replaced by the least positive value of their layer (1 if it has none)."""
+    known = np.asarray(values, dtype=np.float64)
+    least = np.where(known > 0, known, np.inf).min(axis=1, keepdims=True)
+    return np.where(known > 0, known, np.where(np.isfinite(least), least, 1.0))
+
+
 def _counts(at_least: Mapping[int, float], budget: BitBudget) -> tuple[int, ...]:
     """The floors as one whole number for each candidate width."""
     for width, floor in at_least.items():
         if width not in budget.widths:
             raise BadInput(f"a floor asks for experts of {width} bits, but the widths are {budget.widths}")
-        if not 0 <= floor or (isinstance(floor, float) and floor > 1):
+        if math.isnan(floor) or floor < 0 or (isinstance(floor, float) and floor > 1):
             raise BadInput(f"a floor is a count of experts or a share from 0.0 to 1.0, not {floor}")
     experts = budget.count.experts
     shares = [at_least.get(width, 0) for width in budget.widths]
@@ -280,7 +303,7 @@ def _counts(at_least: Mapping[int, float], budget: BitBudget) -> tuple[int, ...]
 def _dynamic_programme(
     costs: NDArray[np.float64], steps: tuple[int, ...], above: int, floors: tuple[int, ...], scope: Scope
 ) -> NDArray[np.int64]:
-    """The cheapest choices [L, E]: each layer, or all of them together, spends `above` bits more than the least possible.
+    """The cheapest choices [L, E]: each layer, or all together, spend `above` bits more than the least possible.
 
     A floor enters the programme of a layer once it binds there: what is cheapest without it and happens to meet it is
     cheapest with it.
@@ -334,7 +357,7 @@ def _layer_programme(
     layers, experts, _ = costs.shape
     wanted = [n + 1 for n in floors]  # one axis for each width; of length 1 where there is no floor
     least = np.full((layers, *wanted, most + 1), np.inf)
-    least[(slice(None), *[0] * len(floors), 0)] = 0.0
+    least.reshape(layers, -1)[:, 0] = 0.0  # after the last expert: nothing wanted, nothing spent
     choices = np.zeros((experts if trace else 0, *least.shape), dtype=np.uint8)
     for expert in reversed(range(experts)):
         after, least = least, np.full_like(least, np.inf)
@@ -349,7 +372,7 @@ def _layer_programme(
             if trace:
                 np.copyto(choices[expert][..., step:], j, where=spent < reached)
             np.minimum(reached, spent, out=reached)
-    return least[(slice(None), *floors)], choices
+    return least.reshape(layers, -1, most + 1)[:, -1], choices  # before the first: all floors wanted
 
 
 def _trace(
@@ -414,9 +437,7 @@ def _split(nodes: Sequence[_Node], total: int) -> list[int]:
     return [mine, total - mine]
 
 
-def _promising(
-    values: NDArray[np.float64], above: int
-) -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
+def _promising(values: NDArray[np.float64], above: int) -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
     """For each layer the spendings that an optimal division can contain; the others are left out, without loss.
 
     For a price per bit every division costs at least the sum of the layers' least (cost + price * bits), less
@@ -457,9 +478,9 @@ def _integer_programme(
     # Each expert takes exactly one width, so what is common to its widths can go; the rest is brought to order one.
     scaled = costs - costs.min(axis=2, keepdims=True)
     scaled = scaled / (np.median(scaled.max(axis=2)) or scaled.max() or 1.0)
-    x = np.array([pulp.LpVariable(f"x{i}", cat="Binary") for i in range(costs.size)], dtype=object)
-    x = x.reshape(costs.shape)
     programme = pulp.LpProblem("allocation", pulp.LpMinimize)
+    x = np.array(programme.add_variable_matrix("x", range(costs.size), cat="Binary"), dtype=object)
+    x = x.reshape(costs.shape)
     programme += pulp.LpAffineExpression(zip(x.ravel(), scaled.ravel().tolist(), strict=True))
     bits = np.broadcast_to(np.array(widths), costs.shape).ravel().tolist()
     programme += pulp.LpAffineExpression(zip(x.ravel(), bits, strict=True)) == total
@@ -472,15 +493,16 @@ def _integer_programme(
     status = programme.solve(pulp.HiGHS(msg=False, gapRel=0.0, gapAbs=0.0, threads=1))
     if pulp.LpStatus[status] != "Optimal":
         raise CheckFailed(f"HiGHS ended with {pulp.LpStatus[status]!r} on a programme that has a solution")
-    values = np.array([variable.value() for variable in x.ravel()], dtype=np.float64)
-    return values.reshape(costs.shape).argmax(axis=2)
+    taken = np.array([variable.value() for variable in x.ravel()], dtype=np.float64).reshape(costs.shape)
+    chosen: NDArray[np.int64] = taken.argmax(axis=2)
+    return chosen
 
 
 @lru_cache(maxsize=64)
 def _reachable_totals(
     experts: int, groups: int, widths: tuple[int, ...], floors: tuple[tuple[int, int], ...]
 ) -> NDArray[np.int64]:
-    """Every sum of bits that `groups` layers of `experts` can have, each layer keeping its `floors`, in rising order."""
+    """Every sum of bits that `groups` layers of `experts` can have, `floors` kept in each, in rising order."""
     free = groups * (experts - sum(n for _, n in floors))
     sums = 1  # the set of sums above the least, as the bits of one whole number
     for _ in range(free):
