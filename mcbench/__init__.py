@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from mcbench.method import Method as Method
     from mcbench.model import MoEModel as MoEModel
     from mcbench.model import load_model as load_model
-    from mcbench.quantization import QuantizedTensor as QuantizedTensor
     from mcbench.pipeline import run as run
+    from mcbench.quantization import QuantizedTensor as QuantizedTensor
     from mcbench.record import Record as Record
     from mcbench.task import Task as Task
 

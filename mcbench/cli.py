@@ -31,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from mcbench.report import table
     from mcbench.pipeline import run
+    from mcbench.report import table
 
     record = run(
         options.method,
@@ -57,8 +57,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from mcbench.composition import METHODS, defaults
     from mcbench.catalogue import TASKS, models
+    from mcbench.composition import METHODS, defaults
 
     listing = {"methods": METHODS.names, "tasks": TASKS.names, "models": models}
     print("\n".join(listing[options.what]()))
@@ -111,27 +111,34 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("name", help="a method, or a path such as ./mine.py")
 
     board = _command(commands, "leaderboard", _leaderboard, "records in, tables out")
-    board.add_argument("records", nargs="*", default=["runs"], help="records or folders of them (default: runs)")
-    board.add_argument("--out", default="leaderboards", metavar="DIR", help="where the tables go (default: %(default)s)")
+    board.add_argument("records", nargs="*", default=["runs"], help="records or folders of them")
+    board.add_argument("--out", default="leaderboards", metavar="DIR", help="where the tables go")
     board.add_argument("--check", action="store_true", help="write nothing; fail if the tables in DIR are not these")
     return parser
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Prints a default where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     run = _command(commands, "run", _run, "compress a model, evaluate it, write a record")
-    run.add_argument("--method", default="pmq", metavar="STRING", help="such as 'pmq(beta=1)+hqq' (default: %(default)s)")
+    run.add_argument("--method", default="pmq", metavar="STRING", help="such as 'pmq(beta=1)+hqq'")
     budget = run.add_mutually_exclusive_group()
     budget.add_argument("--bits", type=float, metavar="B", help="average bits as the papers label it")
     budget.add_argument("--expert-bits", type=float, metavar="B", help="average bits over routed experts alone")
-    run.add_argument("--model", default="reference", metavar="NAME", help="a name, folder or hub id (default: %(default)s)")
-    run.add_argument("--tasks", default="mini", metavar="LIST", help="tasks or suites, by commas (default: %(default)s)")
+    run.add_argument("--model", default="reference", metavar="NAME", help="a name, folder or hub id")
+    run.add_argument("--tasks", default="mini", metavar="LIST", help="tasks or suites, by commas")
     run.add_argument("--calibration", metavar="FILE", help="text to calibrate on: .txt, .json or .jsonl")
     run.add_argument("--samples", type=int, metavar="N", help="calibration sequences")
     run.add_argument("--length", type=int, metavar="T", help="tokens in a calibration sequence")
-    run.add_argument("--seed", type=int, default=0, help="of everything that is random (default: %(default)s)")
-    run.add_argument("--device", default="cpu", help="a torch device (default: %(default)s)")
+    run.add_argument("--seed", type=int, default=0, help="of everything that is random")
+    run.add_argument("--device", default="cpu", help="a torch device")
     run.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    run.add_argument("--out", default="runs", metavar="DIR", help="where records go (default: %(default)s)")
+    run.add_argument("--out", default="runs", metavar="DIR", help="where records go")
     run.add_argument("--save", metavar="DIR", help="write the packed model there")
     run.add_argument("--limit", type=int, metavar="N", help="items per task; marks the record as partial")
     run.add_argument("--allow-code-execution", action="store_true", help="run generated programs without isolation")
@@ -145,7 +152,7 @@ def _command(
     function: Callable[[argparse.Namespace], int],
     summary: str,
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+    parser = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False, formatter_class=_Help)
     parser.set_defaults(command=function)
     return parser
 

@@ -52,6 +52,11 @@ class Composition:
         return next(part for part in self.parts if decision in decisions(part.method))
 
     @property
+    def compresses(self) -> bool:
+        """Whether the model is changed at all; what leaves it alone has no quantiser and wants no calibration."""
+        return all(part.method.compresses for part in self.parts)
+
+    @property
     def allocator(self) -> Method:
         return self.owner("allocate").method
 
@@ -72,8 +77,11 @@ def compose(text: str, *, seed: int = 0) -> Composition:
     """
     parts = [_part(piece, seed) for piece in _pieces(text)]
     owners = _owners(parts)
+    inert = [part.name for part in parts if not part.method.compresses]
+    if inert and len(parts) > 1:
+        raise BadInput(f"{inert[0]!r} leaves the model as it is, so no other method goes with it")
     for decision, default in defaults()["parts"].items():
-        if decision not in owners:
+        if decision not in owners and not inert:
             parts.append(_part(default, seed))
     return Composition(text, tuple(sorted(parts, key=lambda p: DECISIONS.index(decisions(p.method)[0]))))
 
@@ -174,9 +182,10 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             return None
         elif origin in (tuple, list) and isinstance(value, tuple | list):
             return origin(value)
-        elif isinstance(origin, type) and isinstance(value, dict if origin is Mapping else origin):
-            if not (isinstance(value, bool) and origin is not bool):
-                return value
+        elif isinstance(value, bool) and option is not bool:
+            continue
+        elif isinstance(origin, type) and isinstance(value, origin):
+            return value
     wanted = " or ".join(_described(option) for option in options)
     raise BadInput(f"{where} must be {wanted}, not {value!r}")
 

@@ -26,6 +26,7 @@ class Method:
 
     paper: ClassVar[str] = ""
     needs_hessian: ClassVar[bool] = False
+    compresses: ClassVar[bool] = True  # False for what leaves the model as it is: no other part goes with it
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -40,9 +41,7 @@ class Method:
         """The average expert widths that `allocate` can make, in bits; None where every whole total can be made."""
         return None
 
-    def quantize(
-        self, weights: Tensor, widths: Sequence[int], hessian: Tensor | None
-    ) -> dict[int, QuantizedTensor]:
+    def quantize(self, weights: Tensor, widths: Sequence[int], hessian: Tensor | None) -> dict[int, QuantizedTensor]:
         """Turns matrices [N, out, in] into codes, once for each width.
 
         `hessian` [N, in, in] is 2 x x^T averaged over the tokens that reach each matrix; it is None unless the class

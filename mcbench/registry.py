@@ -1,7 +1,7 @@
 """Finds contributions: the file name is the registered name, and a file is imported only when it is asked for.
 
 A name can come from three places: a file in `methods/` or `tasks/`, a path (`./mine.py`), or an installed package that
-declares an entry point in the group `mcbench.methods` or `mcbench.tasks`. Listing looks at file names and metadata only.
+declares an entry point in the group `mcbench.methods` or `mcbench.tasks`. Listing looks at names and metadata only.
 """
 
 from __future__ import annotations

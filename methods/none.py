@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from mcbench.stats import CalibrationStats
 @dataclass(frozen=True)
 class Uncompressed(Method):
     """Keeps every weight at 16 bits, whatever the budget."""
+
+    compresses: ClassVar[bool] = False
 
     def allocate(self, stats: CalibrationStats, budget: BitBudget) -> BitAllocation:
         widths = np.full((budget.count.layers, budget.count.experts), 16)  # [L, E]

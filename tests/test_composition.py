@@ -36,6 +36,7 @@ def test_the_seed_fills_a_seed_field_that_nobody_set() -> None:
     ("text", "message"),
     [
         ("pmq+fnorm", "both 'pmq' and 'fnorm' allocate"),
+        ("none+rtn", "'none' leaves the model as it is"),
         ("gptq+rtn", "both 'gptq' and 'rtn' quantize"),
         ("pmq(beta)", "as field=value"),
         ("pmq(beta=soft)", "pmq: beta must be float"),
@@ -52,3 +53,8 @@ def test_a_string_that_makes_no_sense_says_why(text: str, message: str) -> None:
 def test_a_misspelt_setting_is_answered_with_the_nearest() -> None:
     with pytest.raises(UnknownName, match="pmq has no hyper-parameter 'bata'; did you mean 'beta'"):
         compose("pmq(bata=1)")
+
+
+def test_none_stands_alone() -> None:
+    composition = compose("none")
+    assert [part.name for part in composition.parts] == ["none"] and not composition.compresses
