@@ -1,0 +1,52 @@
+"""Evaluation items: the questions a task asks, as plain frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ChoiceItem:
+    """A context and continuations, each scored by its log-likelihood; choices carry their leading space."""
+
+    id: str
+    context: str
+    choices: tuple[str, ...]
+    gold: int
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class GenerationItem:
+    """A prompt continued greedily until a stop string; the task extracts the answer and compares."""
+
+    id: str
+    prompt: str
+    answer: str
+    stop: tuple[str, ...]
+    max_new_tokens: int
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class CodeItem:
+    """The head of a Python function; prompt, completion and tests are run together in a sandbox."""
+
+    id: str
+    prompt: str
+    tests: str
+    stop: tuple[str, ...]
+    max_new_tokens: int
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class TextItem:
+    """A text whose perplexity is measured."""
+
+    id: str
+    text: str
+    group: str = ""
+
+
+Item = ChoiceItem | GenerationItem | CodeItem | TextItem
