@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mcbench.allocation import BitBudget, Solver, WeightCount, cheapest
-from mcbench.methods.pmq import PMQ
+from mcbench.composition import METHODS
+from mcbench.method import Method
 from mcbench.stats import Array, CalibrationStats
 
 RELEASE = Path(__file__).parents[2] / "shared" / "published" / "mcmoe_release"
@@ -47,7 +49,7 @@ def published() -> dict[int, Array]:
     }
 
 
-def same_layers(method: PMQ, stats: CalibrationStats, published: dict[int, Array]) -> dict[int, int]:
+def same_layers(method: Method, stats: CalibrationStats, published: dict[int, Array]) -> dict[int, int]:
     found = {
         total: method.allocate(stats, BitBudget.from_expert_bits(total / 8, MIXTRAL)).widths for total in published
     }
@@ -60,7 +62,7 @@ def test_pmq_with_gamma_1_gives_every_published_allocation(
 ) -> None:
     use(solver, monkeypatch)
     assert sum(len(widths) for widths in published.values()) == 192
-    assert same_layers(PMQ(gamma=1.0), stats, published) == dict.fromkeys(published, 32)
+    assert same_layers(pmq(gamma=1.0), stats, published) == dict.fromkeys(published, 32)
 
 
 @pytest.mark.parametrize("solver", ["dp", "ilp"])
@@ -68,17 +70,17 @@ def test_pmq_with_the_papers_gamma_2_gives_138_of_192(
     solver: Solver, stats: CalibrationStats, published: dict[int, Array], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(solver, monkeypatch)
-    assert same_layers(PMQ(gamma=2.0), stats, published) == {12: 25, 14: 24, 16: 18, 17: 21, 18: 26, 20: 24}
+    assert same_layers(pmq(gamma=2.0), stats, published) == {12: 25, 14: 24, 16: 18, 17: 21, 18: 26, 20: 24}
 
 
 def test_the_default_of_pmq_is_what_was_published(stats: CalibrationStats, published: dict[int, Array]) -> None:
-    assert same_layers(PMQ(), stats, published) == dict.fromkeys(published, 32)
+    assert same_layers(pmq(), stats, published) == dict.fromkeys(published, 32)
 
 
 def test_without_the_floors_of_eq_4_even_totals_come_out_differently(
     stats: CalibrationStats, published: dict[int, Array]
 ) -> None:
-    same = same_layers(PMQ(floor=0), stats, published)
+    same = same_layers(pmq(floor=0), stats, published)
     assert same[17] == 32
     assert all(layers < 32 for total, layers in same.items() if total % 2 == 0)
 
@@ -96,11 +98,11 @@ def test_without_the_floors_of_eq_4_even_totals_come_out_differently(
 def test_the_mixture_of_widths_is_the_published_one(
     total: int, mixture: dict[int, int], stats: CalibrationStats
 ) -> None:
-    assert PMQ().allocate(stats, BitBudget.from_expert_bits(total / 8, MIXTRAL)).histogram == mixture
+    assert pmq().allocate(stats, BitBudget.from_expert_bits(total / 8, MIXTRAL)).histogram == mixture
 
 
 def test_pmq_lowers_its_objective_to_three_quarters_of_uniform_2_bits(stats: CalibrationStats) -> None:
-    chosen = PMQ().allocate(stats, BitBudget.from_label(2.05, MIXTRAL)).widths - 1
+    chosen = pmq().allocate(stats, BitBudget.from_label(2.05, MIXTRAL)).widths - 1
     count, weight = (stats.token_count / stats.token_count.sum(1)[:, None]), stats.routing_weight
     weight = weight / weight.sum(1)[:, None]
     cost = (count * weight**1.5)[..., None] * stats.quantization_error("minmax")  # [L, E, W]
@@ -115,8 +117,12 @@ def test_under_a_global_budget_raw_block_errors_would_starve_the_first_layers(st
     raw = cheapest(stats.quantization_error("minmax"), budget, scope="global").widths.mean(axis=1)  # [L]
     assert raw[0] == 1
     assert raw[-1] == 3
-    shares = PMQ(scope="global").allocate(stats, budget).widths.mean(axis=1)
+    shares = pmq(scope="global").allocate(stats, budget).widths.mean(axis=1)
     assert np.abs(shares - 2).max() < 0.7
+
+
+def pmq(**settings: Any) -> Method:
+    return METHODS.get("pmq")(**settings)
 
 
 def use(solver: Solver, monkeypatch: pytest.MonkeyPatch) -> None:
