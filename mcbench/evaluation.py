@@ -312,9 +312,7 @@ class LanguageModel:
     def _rolling(self, text: str, window: int) -> list[_Request]:
         (ids,) = self._encode([text], special=False)
         ids = [self._prefix(), *ids]
-        return [
-            _Request((ids[at],), tuple(ids[at + 1 : at + 1 + window]), 0) for at in range(0, len(ids) - 1, window)
-        ]
+        return [_Request((ids[at],), tuple(ids[at + 1 : at + 1 + window]), 0) for at in range(0, len(ids) - 1, window)]
 
     def _disjoint(self, text: str, window: int) -> list[_Request]:
         (ids,) = self._encode([text])

@@ -1,0 +1,542 @@
+"""What an evaluation task is: items, one way of asking them, one number with its error and every sample behind it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from mcbench.errors import BadInput
+from mcbench.items import ChoiceItem, CodeItem, GenerationItem, Item, TextItem
+from mcbench.progress import track
+
+if TYPE_CHECKING:
+    from mcbench.evaluation import LanguageModel
+
+PROTOCOL_VERSION = 1  # part of every protocol id: raise it when a change below moves a number
+SAMPLES_SCHEMA = 1
+BOOTSTRAP_REPEATS = 2000
+
+Row = dict[str, Any]  # one sample, as it stands in the sample file
+
+
+class Estimate(NamedTuple):
+    """A mean with what it stands on; `k` counts the correct ones where each sample is right or wrong."""
+
+    value: float
+    n: int
+    standard_error: float | None  # None where n is too small to tell
+    k: int | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The outcome of one task on one model. `value` is None where the task was skipped, which `skipped` explains.
+
+    Shares (accuracy, exact match, pass@k) lie between 0 and 1. `also` holds other metrics of the same samples,
+    `chance` what guessing would give, `groups` the metric by group of items, `truncated` how many samples lost tokens
+    to the model's window, `details` how the number came about. A `partial` result comes from `--limit`.
+    """
+
+    task: str
+    protocol: str
+    metric: str
+    higher_is_better: bool
+    value: float | None
+    n: int
+    k: int | None = None
+    standard_error: float | None = None
+    chance: float | None = None
+    also: Mapping[str, Estimate] = field(default_factory=dict)
+    groups: Mapping[str, Estimate] = field(default_factory=dict)
+    samples: Sequence[Row] = field(default=(), repr=False)
+    seconds: float = 0.0
+    partial: bool = False
+    truncated: int = 0
+    skipped: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Base of everything in `tasks/`: subclass one of the four kinds below once per file and give its items.
+
+    Fields are the task's parameters. `counterpart` names the benchmark a miniature stands for, or is empty. Raise
+    `version` when the way of asking changes: it is part of the protocol id.
+    """
+
+    counterpart: ClassVar[str] = ""
+    metric: ClassVar[str] = ""
+    higher_is_better: ClassVar[bool] = True
+    version: ClassVar[int] = 1
+
+    def items(self) -> Sequence[Item]:
+        """Every item, always the same for the same parameters."""
+        raise NotImplementedError
+
+    def chance(self) -> float | None:
+        """What guessing gives in this metric; None where that has no meaning."""
+        return None
+
+    @property
+    def name(self) -> str:
+        """The registered name: that of the file the task is written in."""
+        file = getattr(sys.modules[type(self).__module__], "__file__", None) or type(self).__name__
+        return Path(file).stem.replace("_", "-")
+
+    @property
+    def data_digest(self) -> str:
+        """SHA-256 of every item."""
+        return _items_and_digest(self)[1]
+
+    @property
+    def protocol(self) -> str:
+        """`name@hash`: two numbers are comparable where it is equal, for it covers all that moves a number."""
+        parts = {
+            "engine": PROTOCOL_VERSION,
+            "task": [self.name, self.version, self.metric],
+            "parameters": dataclasses.asdict(self),
+            "data": self.data_digest,
+        }
+        text = json.dumps(parts, sort_keys=True, default=str)
+        return f"{self.name}@{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    def evaluate(
+        self,
+        lm: LanguageModel,
+        *,
+        limit: int | None = None,
+        sink: Path | None = None,
+        allow_code_execution: bool = False,
+    ) -> Scores:
+        """Asks the items (the first `limit`) and scores the answers.
+
+        With `sink` every sample is appended to that JSON-lines file as it is produced; if the file is there already,
+        the run goes on from it and ends as an uninterrupted one would. Raises BadInput where the file belongs to
+        another model, protocol or limit.
+        """
+        started = time.monotonic()
+        if limit is not None and limit < 1:
+            raise BadInput(f"the limit must be at least 1 item, not {limit}")
+        every = _items_and_digest(self)[0]
+        items = every[:limit]
+        skipped = self._unable(allow_code_execution)
+        if skipped:
+            return self._scores([], started, limit is not None and limit < len(every), skipped)
+        file = SampleFile(sink, {"protocol": self.protocol, "model": lm.fingerprint, "limit": limit}) if sink else None
+        rows = file.read() if file else {}
+        new = (row for batch in self._answer(lm, items, frozenset(rows)) for row in _keep_new(batch, rows, file))
+        for at, row in track(new, self._samples_expected(len(items) - len(rows)), self.name):
+            rows[at] = row
+        return self._scores([rows[at] for at in sorted(rows)], started, len(items) < len(every))
+
+    def _unable(self, allow_code_execution: bool) -> str:
+        """Why the task cannot run here; empty where it can."""
+        return ""
+
+    def _answer(self, lm: LanguageModel, items: Sequence[Any], done: Collection[int]) -> Iterator[dict[int, Row]]:
+        """Samples by position, batch by batch; batches whose positions are all `done` may be left out."""
+        raise NotImplementedError
+
+    def _samples_expected(self, items: int) -> int | None:
+        """How many samples these items will give; None where that shows only later."""
+        return items
+
+    def _metric_name(self) -> str:
+        return self.metric
+
+    def _estimate(self, rows: Sequence[Row], metric: str) -> Estimate:
+        """One metric over some samples."""
+        return mean([float(row[metric]) for row in rows])
+
+    def _other_metrics(self) -> tuple[str, ...]:
+        return ()
+
+    def _details(self, rows: Sequence[Row]) -> dict[str, Any]:
+        return {}
+
+    def _scores(self, rows: Sequence[Row], started: float, partial: bool, skipped: str = "") -> Scores:
+        groups: dict[str, list[Row]] = {}
+        for row in rows:
+            groups.setdefault(row["group"], []).append(row)
+        total = self._estimate(rows, self.metric) if rows else None
+        return Scores(
+            task=self.name,
+            protocol=self.protocol,
+            metric=self._metric_name(),
+            higher_is_better=self.higher_is_better,
+            value=total.value if total else None,
+            n=total.n if total else 0,
+            k=total.k if total else None,
+            standard_error=total.standard_error if total else None,
+            chance=self.chance(),
+            also={metric: self._estimate(rows, metric) for metric in self._other_metrics() if rows},
+            groups={g: self._estimate(members, self.metric) for g, members in sorted(groups.items()) if g},
+            samples=tuple(rows),
+            seconds=time.monotonic() - started,
+            partial=partial,
+            truncated=sum(bool(row["truncated"]) for row in rows),
+            skipped=skipped,
+            details=self._details(rows),
+        )
+
+
+@dataclass(frozen=True)
+class ChoiceTask(Task):
+    """Multiple choice by log-likelihood: "acc" takes the likeliest choice, "acc_norm" the likeliest per character.
+
+    As lm-eval has it: the length of a choice is that of its text without the space before it.
+    """
+
+    metric: ClassVar[str] = "acc"
+
+    def items(self) -> Sequence[ChoiceItem]:
+        """The questions."""
+        raise NotImplementedError
+
+    def chance(self) -> float | None:
+        """Guessing evenly among the choices of each item."""
+        items = self._choice_items()
+        return sum(1 / len(item.choices) for item in items) / len(items)
+
+    def _choice_items(self) -> Sequence[ChoiceItem]:
+        return [item for item in _items_and_digest(self)[0] if isinstance(item, ChoiceItem)]
+
+    def _answer(
+        self, lm: LanguageModel, items: Sequence[ChoiceItem], done: Collection[int]
+    ) -> Iterator[dict[int, Row]]:
+        pairs = [(item.context, choice) for item in items for choice in item.choices]
+        owner = [at for at, item in enumerate(items) for _ in item.choices]
+        start = [owner.index(at) for at in range(len(items))]
+        open_items: dict[int, dict[int, Any]] = {}
+        finished = [n for n, at in enumerate(owner) if at in done]
+        for batch in lm.loglikelihood_batches(pairs, finished):
+            for n, score in batch.items():
+                open_items.setdefault(owner[n], {})[n - start[owner[n]]] = score
+            full = [at for at, scores in open_items.items() if len(scores) == len(items[at].choices)]
+            yield {at: _choice_row(items[at], open_items.pop(at), self.metric) for at in full}
+
+    def _other_metrics(self) -> tuple[str, ...]:
+        return tuple(metric for metric in ("acc", "acc_norm") if metric != self.metric)
+
+
+@dataclass(frozen=True)
+class GenerationTask(Task):
+    """Greedy generation: the answer extracted from what the model writes must equal the item's."""
+
+    metric: ClassVar[str] = "exact_match"
+
+    def items(self) -> Sequence[GenerationItem]:
+        """The prompts."""
+        raise NotImplementedError
+
+    def chance(self) -> float | None:
+        """Guessing a text never succeeds."""
+        return 0.0
+
+    def extract(self, text: str) -> str:
+        """The answer in a completion; by default all of it without the spaces around it."""
+        return text.strip()
+
+    def _answer(
+        self, lm: LanguageModel, items: Sequence[GenerationItem], done: Collection[int]
+    ) -> Iterator[dict[int, Row]]:
+        from mcbench.evaluation import Prompt
+
+        prompts = [Prompt(item.prompt, item.stop, item.max_new_tokens) for item in items]
+        for batch in lm.generate_batches(prompts, done=done):
+            yield {at: self._row(items[at], completions[0]) for at, completions in batch.items()}
+
+    def _row(self, item: GenerationItem, completion: Any) -> Row:
+        answer = self.extract(completion.text)
+        return {
+            **_identify(item, item.prompt),
+            "text": completion.text,
+            "answer": answer,
+            "gold": item.answer,
+            "exact_match": answer == item.answer,
+            "correct": answer == item.answer,
+            "tokens": completion.tokens,
+            "finish": completion.finish,
+            "truncated": completion.truncated,
+        }
+
+
+@dataclass(frozen=True)
+class CodeTask(Task):
+    """Function completion: prompt, completion and tests run together as a program, confined (see `mcbench.sandbox`).
+
+    With `samples` = 1 the completion is greedy. With more, they are drawn at `temperature` and `top_p`, and the value
+    is the unbiased pass@`k` of n `samples` per problem (Chen et al. 2021, https://arxiv.org/abs/2107.03374, eq. 1).
+    A program may use `cpu_seconds` of processor time and twice that plus two seconds of wall-clock time.
+    """
+
+    metric: ClassVar[str] = "pass@k"
+
+    samples: int = 1
+    k: int = 1
+    temperature: float = 0.8
+    top_p: float = 0.95
+    seed: int = 0
+    cpu_seconds: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= self.samples:
+            raise BadInput(f"pass@{self.k} needs at least as many samples; there are {self.samples}")
+
+    def items(self) -> Sequence[CodeItem]:
+        """The problems."""
+        raise NotImplementedError
+
+    def chance(self) -> float | None:
+        """Guessing a program never succeeds."""
+        return 0.0
+
+    def _unable(self, allow_code_execution: bool) -> str:
+        from mcbench.sandbox import isolation
+
+        found = isolation()
+        if found.contained or allow_code_execution:
+            return ""
+        return f"programs would run with {found.name} only ({found.missing}); --allow-code-execution runs them"
+
+    def _metric_name(self) -> str:
+        return f"pass@{self.k}"
+
+    def _details(self, rows: Sequence[Row]) -> dict[str, Any]:
+        from mcbench.sandbox import isolation
+
+        return {"isolation": isolation().name}
+
+    def _answer(self, lm: LanguageModel, items: Sequence[CodeItem], done: Collection[int]) -> Iterator[dict[int, Row]]:
+        from mcbench.evaluation import Prompt, Sampling
+
+        prompts = [Prompt(item.prompt, item.stop, item.max_new_tokens) for item in items]
+        sampling = Sampling(self.temperature, self.top_p, self.samples, self.seed) if self.samples > 1 else None
+        for batch in lm.generate_batches(prompts, sampling, done):
+            yield self._run({at: c for at, c in batch.items() if at not in done}, items)
+
+    def _run(self, batch: Mapping[int, Sequence[Any]], items: Sequence[CodeItem]) -> dict[int, Row]:
+        """Runs the programs of all completions of a batch."""
+        from mcbench.sandbox import run_programs
+
+        programs = [
+            f"{items[at].prompt}{completion.text}\n{items[at].tests}\n"
+            for at, completions in batch.items()
+            for completion in completions
+        ]
+        outcomes = iter(run_programs(programs, cpu_seconds=self.cpu_seconds, wall_seconds=2 * self.cpu_seconds + 2))
+        return {
+            at: self._row(items[at], completions, [next(outcomes) for _ in completions])
+            for at, completions in batch.items()
+        }
+
+    def _row(self, item: CodeItem, completions: Sequence[Any], outcomes: Sequence[Any]) -> Row:
+        passed = sum(outcome.status == "passed" for outcome in outcomes)
+        share = pass_at_k(len(outcomes), passed, self.k)
+        return {
+            **_identify(item, item.prompt),
+            "completions": [completion.text for completion in completions],
+            "statuses": [outcome.status for outcome in outcomes],
+            "messages": [outcome.message for outcome in outcomes],
+            "pass@k": share,
+            "correct": passed > 0 if self.samples == 1 else share,
+            "tokens": [completion.tokens for completion in completions],
+            "truncated": max(completion.truncated for completion in completions),
+        }
+
+
+@dataclass(frozen=True)
+class PerplexityTask(Task):
+    """Token perplexity: exp(nats per token), with words and bytes as other units of the same loss.
+
+    `window`: tokens predicted at a time, 0 for the model's whole window. `style`: "rolling" scores every token of
+    every text; "disjoint" joins all texts first with `separator`, cuts whole windows and drops the rest (GPTQ's way).
+    The standard error is a bootstrap over windows: tokens within one are not independent.
+    """
+
+    metric: ClassVar[str] = "perplexity"
+    higher_is_better: ClassVar[bool] = False
+
+    window: int = 0
+    style: Literal["rolling", "disjoint"] = "rolling"
+    separator: str = "\n\n"
+
+    def items(self) -> Sequence[TextItem]:
+        """The texts."""
+        raise NotImplementedError
+
+    def _answer(self, lm: LanguageModel, items: Sequence[TextItem], done: Collection[int]) -> Iterator[dict[int, Row]]:
+        if self.style == "disjoint":
+            items = [TextItem("all", self.separator.join(item.text for item in items))]
+        for batch in lm.perplexity_batches([i.text for i in items], self.window or None, self.style, done):
+            yield {
+                at: {
+                    **_identify(items[window.text], items[window.text].text),
+                    "loss": window.loss,
+                    "tokens": window.tokens,
+                    "words": window.words,
+                    "bytes": window.bytes,
+                    "truncated": 0,
+                }
+                for at, window in batch.items()
+            }
+
+    def _samples_expected(self, items: int) -> int | None:
+        return None
+
+    def _details(self, rows: Sequence[Row]) -> dict[str, Any]:
+        return {"tokens": sum(row["tokens"] for row in rows), "windows": len(rows)}
+
+    def _estimate(self, rows: Sequence[Row], metric: str) -> Estimate:
+        unit = {"perplexity": "tokens", "word_perplexity": "words", "byte_perplexity": "bytes"}[metric]
+        return perplexity([row["loss"] for row in rows], [row[unit] for row in rows])
+
+    def _other_metrics(self) -> tuple[str, ...]:
+        return ("word_perplexity", "byte_perplexity")
+
+
+# -- numbers
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """Mean and its standard error from the sample's spread, sqrt(sum (x - mean)^2 / (n (n - 1))), as lm-eval has it.
+
+    For values of 0 and 1 that is the binomial sqrt(p (1 - p) / (n - 1)), and k counts the ones.
+    """
+    n = len(values)
+    middle = math.fsum(values) / n
+    error = math.sqrt(math.fsum((v - middle) ** 2 for v in values) / (n * (n - 1))) if n > 1 else None
+    return Estimate(middle, n, error, int(sum(values)) if set(values) <= {0.0, 1.0} else None)
+
+
+def pass_at_k(n: int, passed: int, k: int) -> float:
+    """The chance that one of `k` out of `n` samples is right, `passed` of them being so: 1 - C(n - c, k) / C(n, k)."""
+    return 1.0 - math.comb(n - passed, k) / math.comb(n, k)
+
+
+def perplexity(losses: Sequence[float], counts: Sequence[int]) -> Estimate:
+    """exp(sum of losses / sum of counts); n counts windows, the error is a bootstrap over them (seeded)."""
+    import numpy as np
+
+    loss, count = np.asarray(losses), np.asarray(counts, dtype=float)  # [windows]
+    n = len(loss)
+    value = math.exp(math.fsum(losses) / float(count.sum())) if count.sum() else math.inf
+    if n < 2 or not count.sum():
+        return Estimate(value, n, None)
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=BOOTSTRAP_REPEATS)  # [repeats, windows]
+    tokens = drawn @ count
+    kept = tokens > 0  # words and bytes stand with a text's first window: a draw may hold none
+    return Estimate(value, n, float(np.exp((drawn @ loss)[kept] / tokens[kept]).std(ddof=1)))
+
+
+def last_number(text: str) -> str:
+    """The last number in a text, without separators of thousands; empty where there is none."""
+    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    return found[-1].replace(",", "") if found else ""
+
+
+# -- samples
+
+
+class SampleFile:
+    """Samples as JSON lines, appended as they are produced; the first line says whose they are.
+
+    Every line holds its position as "index". A line cut short by a kill is dropped when the file is read.
+    """
+
+    def __init__(self, path: Path, owner: Mapping[str, Any]) -> None:
+        self.path, self.owner = path, {"schema": SAMPLES_SCHEMA, **owner}
+
+    def read(self) -> dict[int, Row]:
+        """The samples already there, by position; an absent file is begun.
+
+        Raises BadInput where the file belongs to another model, protocol or limit, or is damaged before its end.
+        """
+        data = self.path.read_bytes() if self.path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if not whole:
+            self._write(self.path, [self.owner], begin=True)
+            return {}
+        owner, *rows = self._parse(whole)
+        if owner != self.owner:
+            differs = [key for key in self.owner if owner.get(key) != self.owner[key]] or ["schema"]
+            raise BadInput(
+                f"{str(self.path)!r} holds samples of another {' and '.join(differs)}: "
+                "move it away or name another file"
+            )
+        if len(whole) < len(data):
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole))
+        return {row.pop("index"): row for row in rows}
+
+    def append(self, rows: Mapping[int, Row]) -> None:
+        """Adds samples, in one write."""
+        self._write(self.path, [{"index": at, **row} for at, row in sorted(rows.items())])
+
+    def _parse(self, data: bytes) -> list[Row]:
+        try:
+            return [json.loads(line) for line in data.splitlines()]
+        except ValueError as error:
+            raise BadInput(f"{str(self.path)!r} is damaged: move it away to begin anew") from error
+
+    @staticmethod
+    def _write(path: Path, rows: Iterable[Mapping[str, Any]], begin: bool = False) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb" if begin else "ab") as file:
+                file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+        except OSError as error:
+            raise BadInput(f"samples cannot be written to {str(path)!r}: {error.strerror}") from error
+
+
+def _keep_new(batch: Mapping[int, Row], rows: Mapping[int, Row], file: SampleFile | None) -> Iterator[tuple[int, Row]]:
+    """The samples of a batch that are not known yet, written to the file first."""
+    # through JSON and back, so that a resumed run holds exactly what an uninterrupted one holds
+    new = {at: json.loads(json.dumps(row)) for at, row in batch.items() if at not in rows}
+    if file and new:
+        file.append(new)
+    yield from new.items()
+
+
+def _choice_row(item: ChoiceItem, scores: Mapping[int, Any], metric: str) -> Row:
+    values = [scores[n].value for n in range(len(item.choices))]
+    lengths = [max(1, len(choice.removeprefix(" "))) for choice in item.choices]
+    likeliest = max(range(len(values)), key=lambda n: values[n])
+    per_character = max(range(len(values)), key=lambda n: values[n] / lengths[n])
+    correct = {"acc": likeliest == item.gold, "acc_norm": per_character == item.gold}
+    return {
+        **_identify(item, item.context),
+        "loglikelihoods": values,
+        "answer": likeliest if metric == "acc" else per_character,
+        "gold": item.gold,
+        **correct,
+        "correct": correct[metric],
+        "tokens": [scores[n].tokens for n in range(len(item.choices))],
+        "truncated": max(score.truncated for score in scores.values()),
+    }
+
+
+def _identify(item: Item, prompt: str) -> Row:
+    return {"id": item.id, "group": item.group, "prompt": hashlib.sha256(prompt.encode()).hexdigest()[:16]}
+
+
+@functools.lru_cache(maxsize=64)
+def _items_and_digest(task: Task) -> tuple[tuple[Item, ...], str]:
+    """The items of a task and their SHA-256, made once."""
+    items = tuple(task.items())
+    if not items:
+        raise BadInput(f"task {task.name!r} has no items")
+    if len({item.id for item in items}) < len(items):
+        raise BadInput(f"task {task.name!r} has two items of the same id")
+    text = json.dumps([[type(item).__name__, dataclasses.asdict(item)] for item in items], sort_keys=True)
+    return items, hashlib.sha256(text.encode()).hexdigest()
