@@ -490,7 +490,9 @@ def _integer_programme(
         for j in range(candidates):
             if floors[j]:
                 programme += pulp.lpSum(x[layer, :, j]) >= floors[j]
-    status = programme.solve(pulp.HiGHS(msg=False, gapRel=0.0, gapAbs=0.0, threads=1))
+    kinds = ("primal_feasibility", "dual_feasibility", "mip_feasibility")
+    tolerances = {f"{kind}_tolerance": 1e-10 for kind in kinds}  # the least that HiGHS accepts
+    status = programme.solve(pulp.HiGHS(msg=False, gapRel=0.0, gapAbs=0.0, threads=1, **tolerances))
     if pulp.LpStatus[status] != "Optimal":
         raise CheckFailed(f"HiGHS ended with {pulp.LpStatus[status]!r} on a programme that has a solution")
     taken = np.array([variable.value() for variable in x.ravel()], dtype=np.float64).reshape(costs.shape)

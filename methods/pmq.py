@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mcbench.allocation import BitAllocation, BitBudget, Scope, cheapest, share
+from mcbench.allocation import BitAllocation, BitBudget, Scope, cheapest, seen_values, share
 from mcbench.method import Method
 from mcbench.stats import Array, CalibrationStats
 
@@ -58,7 +58,7 @@ class PMQ(Method):
 
     def _error(self, stats: CalibrationStats, widths: tuple[int, ...]) -> Array:
         if self.error == "kl" or self.error == "fnorm":
-            return stats.output_divergence(self.error, self.quantizer, widths).clip(min=0)  # KL can round below 0
+            return seen_values(stats.output_divergence(self.error, self.quantizer, widths))
         aggregation: Literal["frobenius", "batch-sum"] = "frobenius" if self.error == "block" else "batch-sum"
         error = stats.quantization_error(self.quantizer, widths, aggregation=aggregation)
         return error if self.scope == "layer" else error / error.sum(axis=(1, 2), keepdims=True)
