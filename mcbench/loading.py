@@ -1,0 +1,94 @@
+"""Reads a transformers model and its tokenizer from a folder, the hub or this package, and says plainly what is wrong."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from mcbench.errors import BadInput
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class Loaded(NamedTuple):
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+
+
+def read_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -> Loaded:
+    """The model on its device, every weight checked to be there and finite, and its tokenizer if it has one."""
+    if dtype not in DTYPES:
+        raise BadInput(f"a dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
+    source = _source(name_or_path)
+    model = _weights(source, name_or_path, dtype)
+    refuse_bad_numbers(model, name_or_path)
+    try:
+        model.to(torch.device(device))  # type: ignore[arg-type]
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"the model cannot be put on device {device!r}: {_line(error)}") from error
+    return Loaded(model, _tokenizer(source))
+
+
+def refuse_bad_numbers(model: PreTrainedModel, name: str) -> None:
+    """Raises BadInput naming the first tensor that holds NaN or infinity."""
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise BadInput(f"the weight {key} of {name!r} holds NaN or infinity; the model is damaged")
+
+
+def _source(name_or_path: str) -> str:
+    """The folder or hub name behind what was typed."""
+    if name_or_path == "reference":
+        from mcbench.reference import folder
+
+        return str(folder())
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise BadInput(f"{name_or_path!r} is no model folder: it has no config.json")
+        return str(path)
+    if path.exists():
+        raise BadInput(f"{name_or_path!r} is a file; a model is a folder with a config.json, or a name on the hub")
+    if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
+        raise BadInput(f"there is no model folder {name_or_path!r}")
+    return name_or_path
+
+
+def _weights(source: str, name: str, dtype: str) -> PreTrainedModel:
+    from safetensors import SafetensorError
+
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    options: dict[str, Any] = {"local_files_only": offline or Path(source).is_dir(), "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+    except SafetensorError as error:
+        raise BadInput(f"a weights file of {name!r} is damaged or its download was interrupted: {_line(error)}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise BadInput(f"the model {name!r} cannot be loaded: {_line(error)}") from error
+    missing = sorted({*info["missing_keys"], *(str(key[0]) for key in info.get("mismatched_keys", ()))})
+    if missing:
+        raise BadInput(f"the weights of {name!r} are incomplete: {missing[0]} and {len(missing) - 1} more are missing")
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _tokenizer(source: str) -> PreTrainedTokenizerBase | None:
+    """None where the files are missing: a model can be compressed without one."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return tokenizer
+
+
+def _line(error: BaseException) -> str:
+    """The first sentence of an error message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.split(". ")[0][:300].rstrip(".")
