@@ -148,7 +148,9 @@ class CalibrationStats:
         """The statistic that a method calls `name` in its `needs`; BadInput where it was not collected."""
         if name not in self.tables:
             have = ", ".join(sorted(self.tables)) or "nothing"
-            raise BadInput(f"the calibration holds no {name!r} (it holds {have}); calibrate again with it among the needs")
+            raise BadInput(
+                f"the calibration holds no {name!r} (it holds {have}); calibrate again with it among the needs"
+            )
         return self.tables[name]
 
     def missing(self, needs: Sequence[str]) -> tuple[str, ...]:
@@ -179,9 +181,13 @@ class CalibrationStats:
         except Exception as error:
             raise BadInput(f"the calibration in {str(folder)!r} cannot be read ({error}); calibrate again") from error
         if header.pop("schema") > SCHEMA:
-            raise BadInput(f"the calibration in {str(folder)!r} was written by a newer mcbench; upgrade or calibrate again")
+            raise BadInput(
+                f"the calibration in {str(folder)!r} was written by a newer mcbench; upgrade or calibrate again"
+            )
         if sorted(tables) != header.pop("tables"):
-            raise BadInput(f"the two files of the calibration in {str(folder)!r} do not belong together; calibrate again")
+            raise BadInput(
+                f"the two files of the calibration in {str(folder)!r} do not belong together; calibrate again"
+            )
         header["count"] = WeightCount(**header["count"])
         header["widths"] = tuple(header["widths"])
         return cls(tables=tables, **header)
@@ -210,7 +216,9 @@ class CalibrationStats:
             return values
         absent = [w for w in widths if w not in self.widths]
         if absent:
-            raise BadInput(f"{name!r} was measured at {self.widths} bits, not at {absent[0]}; calibrate with that width")
+            raise BadInput(
+                f"{name!r} was measured at {self.widths} bits, not at {absent[0]}; calibrate with that width"
+            )
         return values[..., [self.widths.index(w) for w in widths]]
 
 

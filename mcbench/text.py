@@ -1,0 +1,161 @@
+"""Calibration text: which tokens the model is run over, and a digest that says so."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mcbench.errors import BadInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from mcbench.model import MoEModel
+
+SAMPLES = 64
+LENGTH = 512
+SUFFIXES = (".txt", ".jsonl", ".json")
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationData:
+    """Token blocks of equal length: S sequences of T tokens.
+
+    input_ids: [S, T] int64. attention_mask: [S, T] int64, 1 for a real token and 0 for padding, which never counts.
+    source: where the text came from, for people.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    source: str
+
+    @property
+    def tokens(self) -> int:
+        """How many real tokens there are."""
+        return int(self.attention_mask.sum())
+
+    @property
+    def digest(self) -> str:
+        """sha256 of shape, ids and mask: equal digests mean equal calibration input."""
+        content = hashlib.sha256(repr(tuple(self.input_ids.shape)).encode())
+        for part in (self.input_ids, self.attention_mask):
+            content.update(part.to(torch.int64).contiguous().numpy().tobytes())
+        return content.hexdigest()
+
+    def head(self, sequences: int, length: int) -> CalibrationData:
+        """The first `length` tokens of the first `sequences` sequences."""
+        return CalibrationData(
+            self.input_ids[:sequences, :length], self.attention_mask[:sequences, :length], self.source
+        )
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Ids and mask of `size` sequences at a time."""
+        yield from zip(self.input_ids.split(size), self.attention_mask.split(size), strict=True)
+
+
+def calibration_data(
+    model: MoEModel,
+    source: str | Path | None = None,
+    *,
+    samples: int = SAMPLES,
+    length: int | None = None,
+    seed: int = 0,
+) -> CalibrationData:
+    """`samples` blocks of `length` tokens of the text in `source`, for the tokenizer of `model`.
+
+    source: None for the text of the embedded reference world, else a .txt file (one document), a .jsonl file with a
+    "text" in each line, or a .json list of strings or of objects with a "text".
+    length: 512 by default, or the model's context where that is shorter.
+    seed: the order of the documents, and which blocks are taken where there are more than needed.
+
+    Documents are joined by the tokenizer's end-of-text token and cut into blocks without padding, as GPTQ and MC-MoE
+    do. Raises BadInput for a missing, empty, unreadable or too short text and for a model without a tokenizer.
+    """
+    tokenizer = model.tokenizer  # BadInput where there is none
+    if samples < 1:
+        raise BadInput(f"{samples} calibration samples cannot calibrate anything; ask for at least 1")
+    context = getattr(model.model.config.get_text_config(), "max_position_embeddings", None) or LENGTH
+    if length is None:
+        length = min(LENGTH, context)
+    if not 2 <= length <= context:
+        raise BadInput(f"a calibration length of {length} tokens does not fit the model; choose 2 to {context}")
+    name = "reference" if source is None else str(source)
+    needed = samples * length
+    ids: list[int] = []
+    for text in _reference_texts(seed) if source is None else _file_texts(Path(source), seed):
+        ids.extend(_encode(tokenizer, text))
+        if len(ids) >= needed:
+            break
+    if not ids:
+        raise BadInput(f"the calibration text {name!r} is empty; give text of at least {needed:,} tokens")
+    blocks = len(ids) // length
+    if blocks < samples:
+        fewer = f", or ask for at most {blocks} samples" if blocks else ""
+        raise BadInput(
+            f"the calibration text {name!r} has {len(ids):,} tokens and {needed:,} are needed "
+            f"({samples} samples of {length}); give more text{fewer}"
+        )
+    chosen = sorted(random.Random(seed).sample(range(blocks), samples))
+    input_ids = torch.tensor([ids[b * length : (b + 1) * length] for b in chosen], dtype=torch.int64)
+    return CalibrationData(input_ids, torch.ones_like(input_ids), name)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids = list(tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
+    end = tokenizer.eos_token_id
+    return ids if end is None or not ids or ids[-1] == end else [*ids, end]
+
+
+def _reference_texts(seed: int) -> Iterator[str]:
+    """Documents of the reference world, as many as the reader asks for."""
+    from mcbench.reference import calibration_text
+
+    read, documents = 0, 256
+    while True:
+        texts = calibration_text(documents, seed)
+        yield from texts[read:]
+        read, documents = len(texts), documents * 4
+
+
+def _file_texts(path: Path, seed: int) -> Sequence[str]:
+    """The documents of a file that hold anything but white space, in an order that `seed` decides."""
+    if path.suffix not in SUFFIXES:
+        raise BadInput(f"{str(path)!r} is no calibration text; give a file ending in {', '.join(SUFFIXES)}")
+    try:
+        content = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadInput(f"there is no calibration text at {str(path)!r}; check the path") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{str(path)!r} is not UTF-8 (byte {error.start}); convert it first") from None
+    except OSError as error:
+        raise BadInput(f"{str(path)!r} cannot be read: {error.strerror}; check the path") from None
+    texts = [text for text in _documents(path, content) if text.strip()]
+    random.Random(seed).shuffle(texts)
+    return texts
+
+
+def _documents(path: Path, content: str) -> list[str]:
+    if path.suffix == ".txt" or not content.strip():
+        return [content]
+    try:
+        if path.suffix == ".json":
+            rows = json.loads(content)
+        else:
+            rows = [json.loads(line) for line in content.split("\n") if line.strip()]
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{str(path)!r} is not valid {path.suffix[1:]}: {error}; repair that line") from None
+    texts = []
+    for number, row in enumerate(rows if isinstance(rows, list) else [None], start=1):
+        text = row.get("text") if isinstance(row, dict) else row
+        if not isinstance(text, str):
+            raise BadInput(f'entry {number} of {str(path)!r} is no text; give strings or objects with a "text"')
+        texts.append(text)
+    return texts
