@@ -477,6 +477,8 @@ class LanguageModel:
         return (text[: min(cuts)], "stop") if cuts else (text, finish)
 
     def _decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        if not rows:
+            return []
         texts = self.tokenizer.batch_decode(
             [list(row) for row in rows], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )

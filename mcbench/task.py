@@ -206,7 +206,7 @@ class ChoiceTask(Task):
     def chance(self) -> float | None:
         """Guessing evenly among the choices of each item."""
         items = self._choice_items()
-        return sum(1 / len(item.choices) for item in items) / len(items)
+        return math.fsum(1 / len(item.choices) for item in items) / len(items)
 
     def _choice_items(self) -> Sequence[ChoiceItem]:
         return [item for item in _items_and_digest(self)[0] if isinstance(item, ChoiceItem)]
@@ -536,7 +536,5 @@ def _items_and_digest(task: Task) -> tuple[tuple[Item, ...], str]:
     items = tuple(task.items())
     if not items:
         raise BadInput(f"task {task.name!r} has no items")
-    if len({item.id for item in items}) < len(items):
-        raise BadInput(f"task {task.name!r} has two items of the same id")
     text = json.dumps([[type(item).__name__, dataclasses.asdict(item)] for item in items], sort_keys=True)
     return items, hashlib.sha256(text.encode()).hexdigest()

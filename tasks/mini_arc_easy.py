@@ -1,0 +1,24 @@
+"""One fact about a person: a miniature of ARC-easy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mcbench.items import ChoiceItem
+from mcbench.reference import items
+from mcbench.task import ChoiceTask
+
+
+@dataclass(frozen=True)
+class MiniARCEasy(ChoiceTask):
+    """The wrong answers belong to people who share a name with the one asked about."""
+
+    counterpart = "arc-easy"
+
+    count: int = 300
+    seed: int = 0
+
+    def items(self) -> Sequence[ChoiceItem]:
+        """The first `count` held-out items drawn with `seed`."""
+        return items("arc-easy", self.count, self.seed)

@@ -1,0 +1,24 @@
+"""A yes-or-no question about a passage: a miniature of BoolQ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mcbench.items import ChoiceItem
+from mcbench.reference import items
+from mcbench.task import ChoiceTask
+
+
+@dataclass(frozen=True)
+class MiniBoolQ(ChoiceTask):
+    """The passage names two places; the wrong answer is the other one."""
+
+    counterpart = "boolq"
+
+    count: int = 300
+    seed: int = 0
+
+    def items(self) -> Sequence[ChoiceItem]:
+        """The first `count` held-out items drawn with `seed`."""
+        return items("boolq", self.count, self.seed)

@@ -1,0 +1,25 @@
+"""How a course of events goes on: a miniature of HellaSwag."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mcbench.items import ChoiceItem
+from mcbench.reference import items
+from mcbench.task import ChoiceTask
+
+
+@dataclass(frozen=True)
+class MiniHellaSwag(ChoiceTask):
+    """The wrong endings are steps at the wrong time or of another day; scored per character, as HellaSwag is."""
+
+    counterpart = "hellaswag"
+    metric = "acc_norm"
+
+    count: int = 300
+    seed: int = 0
+
+    def items(self) -> Sequence[ChoiceItem]:
+        """The first `count` held-out items drawn with `seed`."""
+        return items("hellaswag", self.count, self.seed)

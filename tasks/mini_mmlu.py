@@ -1,0 +1,24 @@
+"""A letter after five examples of the subject: a miniature of five-shot MMLU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mcbench.items import ChoiceItem
+from mcbench.reference import items
+from mcbench.task import ChoiceTask
+
+
+@dataclass(frozen=True)
+class MiniMMLU(ChoiceTask):
+    """The four options stand in the question; the model answers with a letter."""
+
+    counterpart = "mmlu"
+
+    count: int = 300
+    seed: int = 0
+
+    def items(self) -> Sequence[ChoiceItem]:
+        """The first `count` held-out items drawn with `seed`."""
+        return items("mmlu", self.count, self.seed)

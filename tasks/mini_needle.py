@@ -1,0 +1,24 @@
+"""A number told once in a long text: a miniature of the needle in a haystack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mcbench.items import GenerationItem
+from mcbench.reference import items
+from mcbench.task import GenerationTask
+
+
+@dataclass(frozen=True)
+class MiniNeedle(GenerationTask):
+    """Texts of 128, 256, 512 and 1024 tokens, the needle at any depth; greedy, exact match."""
+
+    counterpart = "niah"
+
+    count: int = 100
+    seed: int = 0
+
+    def items(self) -> Sequence[GenerationItem]:
+        """The first `count` held-out items drawn with `seed`."""
+        return items("needle", self.count, self.seed)

@@ -1,0 +1,24 @@
+"""One of six numbers under keys that resemble each other: a miniature of RULER's multi-key needles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mcbench.items import GenerationItem
+from mcbench.reference import items
+from mcbench.task import GenerationTask
+
+
+@dataclass(frozen=True)
+class MiniNeedleMultikey(GenerationTask):
+    """Texts of 128, 256, 512 and 1024 tokens; greedy, exact match."""
+
+    counterpart = "niah-multikey"
+
+    count: int = 100
+    seed: int = 0
+
+    def items(self) -> Sequence[GenerationItem]:
+        """The first `count` held-out items drawn with `seed`."""
+        return items("needle-multikey", self.count, self.seed)

@@ -1,0 +1,24 @@
+"""Perplexity of held-out text of every kind that the reference world writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mcbench.items import TextItem
+from mcbench.reference import items
+from mcbench.task import PerplexityTask
+
+
+@dataclass(frozen=True)
+class MiniPerplexity(PerplexityTask):
+    """Each text is scored from its start, every token once, in windows of `window` tokens at most."""
+
+    counterpart = "wikitext2"
+
+    count: int = 150
+    seed: int = 0
+
+    def items(self) -> Sequence[TextItem]:
+        """The first `count` held-out items drawn with `seed`."""
+        return items("perplexity", self.count, self.seed)

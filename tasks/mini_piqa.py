@@ -1,0 +1,24 @@
+"""Which of two tools serves a goal: a miniature of PIQA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mcbench.items import ChoiceItem
+from mcbench.reference import items
+from mcbench.task import ChoiceTask
+
+
+@dataclass(frozen=True)
+class MiniPIQA(ChoiceTask):
+    """The wrong tool serves for the same action on another material."""
+
+    counterpart = "piqa"
+
+    count: int = 300
+    seed: int = 0
+
+    def items(self) -> Sequence[ChoiceItem]:
+        """The first `count` held-out items drawn with `seed`."""
+        return items("piqa", self.count, self.seed)

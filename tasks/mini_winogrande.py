@@ -1,0 +1,24 @@
+"""Which of two things is meant: a miniature of WinoGrande."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mcbench.items import ChoiceItem
+from mcbench.reference import items
+from mcbench.task import ChoiceTask
+
+
+@dataclass(frozen=True)
+class MiniWinoGrande(ChoiceTask):
+    """It follows from their weight, size or price."""
+
+    counterpart = "winogrande"
+
+    count: int = 300
+    seed: int = 0
+
+    def items(self) -> Sequence[ChoiceItem]:
+        """The first `count` held-out items drawn with `seed`."""
+        return items("winogrande", self.count, self.seed)
