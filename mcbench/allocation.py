@@ -215,10 +215,8 @@ class BitAllocation:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> BitAllocation:
-        widths = np.array(data["widths"], dtype=np.int64)
-        return cls(
-            widths.reshape(len(data["widths"]), -1), int(data["attention"]), int(data["shared"]), int(data["router"])
-        )
+        widths = np.array(data["widths"], dtype=np.int64).reshape(len(data["widths"]), -1 if data["widths"] else 0)
+        return cls(widths, int(data["attention"]), int(data["shared"]), int(data["router"]))
 
 
 def cheapest(
@@ -278,10 +276,15 @@ def share(values: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def seen_values(values: NDArray[Any]) -> NDArray[np.float64]:
-    """`values` [L, E, ...] with zeros replaced by the least positive value of their layer (1 if it has none)."""
-    known = np.asarray(values, dtype=np.float64)
-    least = np.where(known > 0, known, np.inf).min(axis=1, keepdims=True)
-    return np.where(known > 0, known, np.where(np.isfinite(least), least, 1.0))
+    """`values` [L, E, ...]; an expert that has nothing but zeros gets the least that its layer's other experts have.
+
+    Where a layer has no other experts all its values become one. Values below zero, from rounding, become zero.
+    """
+    known = np.asarray(values, dtype=np.float64).clip(min=0)
+    unseen = ~known.reshape(*known.shape[:2], -1).any(axis=2)  # [L, E]
+    unseen = unseen.reshape(*known.shape[:2], *[1] * (known.ndim - 2))
+    least = np.where(unseen, np.inf, known).min(axis=1, keepdims=True)
+    return np.where(unseen, np.where(np.isfinite(least), least, 1.0), known)
 
 
 def _counts(at_least: Mapping[int, float], budget: BitBudget) -> tuple[int, ...]:

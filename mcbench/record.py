@@ -1,0 +1,412 @@
+"""A record holds everything there is to know about one run: the only thing that tables are made from.
+
+It is JSON with a schema number and a digest of its own contents. The samples of each task are JSON lines beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from mcbench.allocation import BitAllocation, WeightCount
+from mcbench.errors import BadInput
+from mcbench.task import Estimate, Scores
+
+SCHEMA = 1
+FILE_NAME = "record.json"
+PACKAGES = ("mcbench", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pulp", "highspy", "hqq")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One method of the method string: its hyper-parameters, the decisions it took, and which source file it was."""
+
+    name: str
+    decisions: tuple[str, ...]
+    parameters: Mapping[str, Any]
+    source_digest: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model before compression. `layers`, `experts` and `top_k` count the MoE part; a dense model has 0 of each."""
+
+    name: str
+    digest: str
+    architecture: str
+    layers: int
+    experts: int
+    top_k: int
+    count: WeightCount
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Bits per weight: what was asked for, and four honest ways to count what came out.
+
+    expert: plain average over the routed experts. label: the papers' average over routed experts, shared experts and
+    attention. whole_model: over every weight; these three count codes only. stored: all bytes of the weights file,
+    scales and header included, times 8, over the parameters. `bytes` itemises that file.
+    """
+
+    asked: float | None
+    asked_as: Literal["label", "expert", ""]
+    expert: float
+    label: float
+    whole_model: float
+    stored: float
+    bytes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the method learnt from. `statistics` is the digest of everything that calibration collected."""
+
+    source: str
+    digest: str
+    samples: int
+    length: int
+    tokens: int
+    seed: int
+    statistics: str
+    unseen: int = 0
+    starved: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """One task. `value` is None where it was skipped, which `skipped` explains; shares lie between 0 and 1.
+
+    `baseline` is the value of the uncompressed model on the same items; `difference` is `value` minus that, with the
+    standard error of the paired difference; `lost` and `gained` count the items right in one of the two only.
+    `samples` names the file of samples beside the record.
+    """
+
+    task: str
+    counterpart: str
+    protocol: str
+    metric: str
+    higher_is_better: bool
+    value: float | None
+    n: int
+    k: int | None
+    standard_error: float | None
+    chance: float | None
+    baseline: float | None
+    difference: float | None
+    difference_error: float | None
+    lost: int | None
+    gained: int | None
+    partial: bool
+    skipped: str
+    truncated: int
+    seconds: float
+    samples: str = ""
+    also: Mapping[str, Estimate] = field(default_factory=dict)
+    groups: Mapping[str, Estimate] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, scores: Scores, baseline: Scores | None = None, *, counterpart: str = "", samples: str = "") -> Result:
+        """The outcome of a task, compared with that of the uncompressed model; BadInput where they do not compare."""
+        from mcbench.comparison import difference
+
+        delta = difference(scores, baseline) if baseline is not None else None
+        names = {f.name for f in dataclasses.fields(cls)} - {"samples"}
+        return cls(
+            **{name: getattr(scores, name) for name in names if hasattr(scores, name)},
+            counterpart=counterpart,
+            samples=samples,
+            baseline=baseline.value if baseline is not None else None,
+            difference=delta.value if delta else None,
+            difference_error=delta.standard_error if delta else None,
+            lost=delta.lost if delta else None,
+            gained=delta.gained if delta else None,
+        )
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The software and the machine behind the numbers."""
+
+    versions: Mapping[str, str]
+    system: str
+    cpu: str
+    cores: int
+    memory_bytes: int
+    device: str
+    dtype: str
+    threads: int = 0
+
+    @classmethod
+    def here(cls, *, device: str, dtype: str, threads: int = 0) -> Environment:
+        """This machine; `device` is the accelerator's name, or "cpu"."""
+        return cls(
+            versions={"python": platform.python_version(), **_versions()},
+            system=f"{platform.system()} {platform.release()} {platform.machine()}",
+            cpu=_cpu_name(),
+            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
+            memory_bytes=_memory_bytes(),
+            device=device,
+            dtype=dtype,
+            threads=threads,
+        )
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run, from the method string to the scores.
+
+    method: the method string with every default part and changed hyper-parameter written out; asked: as typed.
+    fallbacks: every place where something other than the asked was done, and why.
+    baseline: the fingerprint of the uncompressed model that the results are compared with; empty without one.
+    fingerprint: that of the model evaluated: weights, tokenizer, precision and way of computing.
+    isolation: how generated programs were confined; empty where none ran. stages: seconds by stage of the run.
+    """
+
+    method: str
+    asked: str
+    parts: tuple[Part, ...]
+    model: Model
+    bits: Bits
+    allocation: BitAllocation
+    results: tuple[Result, ...]
+    environment: Environment
+    seed: int = 0
+    calibration: Calibration | None = None
+    fallbacks: tuple[str, ...] = ()
+    baseline: str = ""
+    fingerprint: str = ""
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    isolation: str = ""
+    stages: Mapping[str, float] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def partial(self) -> bool:
+        """Whether some task saw only part of its items (`--limit`)."""
+        return any(result.partial for result in self.results)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the contents."""
+        return _digest(_plain(self))
+
+    def to_json(self) -> str:
+        """The record as it stands in its file; numbers that are not finite are written as text."""
+        content = _plain(self)
+        whole = {"schema": SCHEMA, "digest": _digest(content), **content}
+        return json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "the record") -> Record:
+        """The record that `to_json` wrote, older schemas included.
+
+        Raises BadInput for text that is cut short or not a record, a newer schema, or contents that were changed.
+        """
+        content = _content(text, where)
+        try:
+            record: Record = _read(cls, content, "")
+        except _Misfit as error:
+            raise BadInput(f"{where} is not a record of schema {SCHEMA}: {error}") from None
+        return record
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the record to a file, complete or not at all; BadInput where that cannot be."""
+        path = Path(path)
+        write_whole(path, self.to_json())
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Record:
+        """Reads a record, or the one in a run's folder; BadInput as `from_json`, or where there is none."""
+        path = Path(path)
+        path = path / FILE_NAME if path.is_dir() else path
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise BadInput(f"the record {str(path)!r} cannot be read: {reason}") from None
+        return cls.from_json(text, f"the record {str(path)!r}")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is complete or absent, also after a crash: a neighbour, flushed to disk, then renamed.
+
+    Raises BadInput where the folder cannot be made or written.
+    """
+    part = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", newline="", dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
+        ) as file:
+            part = Path(file.name)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.chmod(0o666 & ~_umask())
+        part.replace(path)
+    except OSError as error:
+        raise BadInput(f"{str(path)!r} cannot be written: {error.strerror}") from None
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
+
+
+def require_writable(folder: str | Path) -> None:
+    """Makes `folder` and proves that files can be written there, before hours of work; BadInput where not."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0")
+    except OSError as error:
+        raise BadInput(f"the output folder {str(folder)!r} cannot be written: {error.strerror}") from None
+
+
+# -- a record as plain JSON values, and back
+
+
+class _Misfit(Exception):
+    """Where the contents of a record do not fit its fields."""
+
+
+# what brings the contents of a schema to the next one
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+def _content(text: str, where: str) -> dict[str, Any]:
+    """The contents of a record's file, checked against their digest and brought to the schema of today."""
+    try:
+        whole: Any = json.loads(text)
+    except ValueError as error:
+        raise BadInput(f"{where} is damaged or cut short ({error}); make it again") from None
+    if not isinstance(whole, dict) or not isinstance(whole.get("schema"), int) or "digest" not in whole:
+        raise BadInput(f"{where} is not a record: it has no schema number and digest")
+    schema, digest = whole.pop("schema"), whole.pop("digest")
+    if schema > SCHEMA:
+        raise BadInput(f"{where} is of schema {schema}, this mcbench knows up to {SCHEMA}: upgrade it")
+    if _digest(whole) != digest:
+        raise BadInput(f"{where} was changed after it was written: its contents do not match its digest")
+    while schema < SCHEMA:
+        if schema not in _MIGRATIONS:
+            raise BadInput(f"{where} is of schema {schema}, which never was")
+        whole, schema = _MIGRATIONS[schema](whole), schema + 1
+    return dict(whole)
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """The JSON form of a field; floats that JSON does not know become "inf", "-inf" and "nan"."""
+    if isinstance(value, BitAllocation):
+        return value.to_json()
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Estimate):
+        return _plain(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and (value - value) != 0:
+        return str(float(value))
+    if hasattr(value, "item"):  # a numpy scalar that slipped in
+        return _plain(value.item())
+    return value
+
+
+def _read(kind: Any, value: Any, at: str) -> Any:
+    """The value of annotation `kind` behind its JSON form; _Misfit where it is another."""
+    origin = typing.get_origin(kind)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        inner = [option for option in typing.get_args(kind) if option is not type(None)]
+        return None if value is None else _read(inner[0], value, at)
+    if origin is Literal:
+        return _expect(value in typing.get_args(kind), value, at)
+    if origin is tuple:
+        _expect(isinstance(value, list), value, at)
+        return tuple(_read(typing.get_args(kind)[0], inner, f"{at}[{i}]") for i, inner in enumerate(value))
+    if origin is Mapping:
+        _expect(isinstance(value, dict), value, at)
+        return {key: _read(typing.get_args(kind)[1], inner, f"{at}.{key}") for key, inner in value.items()}
+    if kind is BitAllocation:
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            return BitAllocation.from_json(value)
+        return _expect(False, value, at)
+    if dataclasses.is_dataclass(kind) or kind is Estimate:
+        return _read_fields(kind, value, at)
+    if kind is float:
+        return float(_expect(value in ("inf", "-inf", "nan") or _is(value, (float, int)), value, at))
+    return _expect(_is(value, kind), value, at)
+
+
+def _read_fields(kind: Any, value: Any, at: str) -> Any:
+    _expect(isinstance(value, dict), value, at)
+    hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if typing.get_origin(hint) is not type}
+    for name in (*(n for n in hints if n not in value), *(n for n in value if n not in hints)):
+        raise _Misfit(f"{'.'.join(filter(None, (at, name)))} is {'unknown' if name in value else 'missing'}")
+    return kind(**{name: _read(hint, value[name], f"{at}.{name}".lstrip(".")) for name, hint in hints.items()})
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """isinstance, but True is no number."""
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _expect(holds: bool, value: T, at: str) -> T:
+    if not holds:
+        raise _Misfit(f"{at or 'it'} cannot be {str(value)[:60]!r}")
+    return value
+
+
+# -- the machine
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 0
+
+
+def _umask() -> int:
+    before = os.umask(0)
+    os.umask(before)
+    return before
