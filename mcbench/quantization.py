@@ -201,14 +201,14 @@ def fit_grid(
     weight = torch.ones((), device=groups.device) if weight is None else weight
     total = weight.expand_as(groups).sum(-1)
     if bits == 1:
-        scale = _sixteen_bits((weight * groups.abs()).sum(-1) / total)
+        scale = sixteen_bits((weight * groups.abs()).sum(-1) / total)
         return Grid(2 * scale, -scale)
     top = (1 << bits) - 1
     low, high, mean = groups.amin(-1), groups.amax(-1), groups.mean(-1)
     best, least = Grid(low, high), torch.full_like(low, torch.inf)
     for shrink in clip:
         bottom = mean + shrink * (low - mean)
-        trial = Grid(_sixteen_bits(shrink * (high - low) / top), _sixteen_bits(bottom))
+        trial = Grid(sixteen_bits(shrink * (high - low) / top), sixteen_bits(bottom))
         best, least, _ = _better(groups, weight, top, trial, best, least)
     for _ in range(refine):
         codes = nearest(groups, Grid(best.step[..., None], best.low[..., None]), top)
@@ -216,7 +216,7 @@ def fit_grid(
         codes -= code_mean[..., None]
         spread = (weight * codes.square()).sum(-1)
         step = (weight * codes * groups).sum(-1) / spread.clamp(min=1e-12)
-        trial = Grid(_sixteen_bits(step), _sixteen_bits(mean - step * code_mean))
+        trial = Grid(sixteen_bits(step), sixteen_bits(mean - step * code_mean))
         best, least, improved = _better(groups, weight, top, trial, best, least)
         if not improved:
             break
@@ -273,5 +273,6 @@ def check_weights(weights: Tensor, widths: Sequence[int], hessian: Tensor | None
             raise BadInput(f"the Hessian of matrix {index} holds NaN or infinity: its activations overflowed")
 
 
-def _sixteen_bits(values: Tensor) -> Tensor:
+def sixteen_bits(values: Tensor) -> Tensor:
+    """The nearest values that 16-bit floating point can hold, in fp32."""
     return values.clamp(-_LARGEST, _LARGEST).half().float()
