@@ -325,4 +325,9 @@ def test_shares_of_a_layer_sum_to_one_and_a_never_seen_expert_counts_like_the_le
     counts = np.array([[6, 0, 3, 3], [0, 0, 0, 0]])
     assert share(counts)[0] == pytest.approx(np.array([6, 3, 3, 3]) / 15)
     assert share(counts)[1] == pytest.approx(np.full(4, 0.25))
-    assert (seen_values(np.array([[[0.0, 0.0], [4.0, 2.0]]])) == [[[4.0, 2.0], [4.0, 2.0]]]).all()
+
+
+def test_an_error_that_is_zero_at_16_bits_stays_zero() -> None:
+    """Only an expert without any error was never reached."""
+    errors = np.array([[[0.0, 0.0, 0.0], [4.0, 2.0, 0.0], [3.0, 2.5, -1e-18]]])  # [L, E, W]
+    assert (seen_values(errors) == [[[3.0, 2.0, 0.0], [4.0, 2.0, 0.0], [3.0, 2.5, 0.0]]]).all()
