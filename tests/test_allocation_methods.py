@@ -84,6 +84,13 @@ def test_the_methods_of_the_contract_are_there() -> None:
 
 
 @every_variant
+def test_what_a_method_needs_is_something_that_calibration_knows(name: str, fields: dict[str, Any]) -> None:
+    from mcbench.calibration import known_needs
+
+    assert set(method(name, **fields).needs) <= set(known_needs())
+
+
+@every_variant
 def test_allocation_stays_within_half_a_step_of_the_budget(name: str, fields: dict[str, Any]) -> None:
     made = method(name, **fields)
     for budget in budgets(made):
