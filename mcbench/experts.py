@@ -29,10 +29,10 @@ _UNDERSTOOD = {"gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias
 
 
 class ExpertCall(NamedTuple):
-    """What the experts of a layer were asked to do: hidden [T, D], index [T, K], weight [T, K]."""
+    """What the experts of a layer were asked to do: hidden [T, D], chosen [T, K], weight [T, K]."""
 
     hidden: Tensor
-    index: Tensor
+    chosen: Tensor
     weight: Tensor
 
 
@@ -158,14 +158,14 @@ def find_experts(model: nn.Module) -> list[Experts]:
     for name, module in modules.items():
         if isinstance(module, nn.ModuleList) and name.rpartition(".")[2].endswith("experts") and len(module) > 1:
             raise BadInput(
-                f"{name} holds its experts as a list of {type(module[0]).__name__} outside transformers' experts registry;"
-                " this layout is not supported"
+                f"{name} holds its experts as a list of {type(module[0]).__name__}, not through transformers' experts"
+                " registry; this layout is not supported"
             )
-        if type(module).__name__.endswith("Experts") and not _decorated(module) and not name.startswith(inside or ("\0",)):
+        if type(module).__name__.endswith("Experts") and not _decorated(module) and not name.startswith(inside):
             raise BadInput(f"{name} ({type(module).__name__}) does not go through transformers' experts registry")
     sizes = {(experts.count, experts.width, experts.inner) for experts in found}
     if len(sizes) > 1:
-        raise BadInput(f"the MoE layers differ in experts, width and inner width: {sorted(sizes)}; this is not supported")
+        raise BadInput(f"the MoE layers differ in experts, width and inner width: {sorted(sizes)}; not supported")
     return found
 
 
@@ -189,9 +189,8 @@ def prove_layout(experts: Experts) -> None:
             theirs = module(hidden, index, weight)
         finally:
             config._experts_implementation_internal = IMPLEMENTATION
-    same = torch.equal(ours, theirs) if ours.device.type == "cpu" else torch.allclose(ours, theirs, rtol=1e-2, atol=1e-3)
-    if not same:
-        raise BadInput(f"{experts.name} ({type(module).__name__}) computes something else than its declared layout says")
+    if not (torch.equal(ours, theirs) if ours.is_cpu else torch.allclose(ours, theirs, rtol=1e-2, atol=1e-3)):
+        raise BadInput(f"{experts.name} ({type(module).__name__}) computes other than its declared layout says")
     _prove_halves(experts)
 
 

@@ -1,4 +1,4 @@
-"""Reads a transformers model and its tokenizer from a folder, the hub or this package, and says plainly what is wrong."""
+"""Reads a transformers model and its tokenizer from a folder, the hub or this package, and says what is wrong."""
 
 from __future__ import annotations
 
@@ -65,18 +65,18 @@ def _weights(source: str, name: str, dtype: str) -> PreTrainedModel:
     options: dict[str, Any] = {"local_files_only": offline or Path(source).is_dir(), "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(source, **options)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-        )
+        options |= {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options)
     except SafetensorError as error:
-        raise BadInput(f"a weights file of {name!r} is damaged or its download was interrupted: {_line(error)}") from error
+        raise BadInput(f"a weights file of {name!r} is damaged or half downloaded: {_line(error)}") from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise BadInput(f"the model {name!r} cannot be loaded: {_line(error)}") from error
+    model: PreTrainedModel = loaded[0]
+    info: dict[str, Any] = loaded[1]
     missing = sorted({*info["missing_keys"], *(str(key[0]) for key in info.get("mismatched_keys", ()))})
     if missing:
         raise BadInput(f"the weights of {name!r} are incomplete: {missing[0]} and {len(missing) - 1} more are missing")
-    loaded: PreTrainedModel = model
-    return loaded
+    return model
 
 
 def _tokenizer(source: str) -> PreTrainedTokenizerBase | None:

@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -86,10 +87,12 @@ def load_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -
 class MoEModel:
     """A loaded model and what mcbench knows of it. A dense model has no layers here, and `is_moe` says so.
 
-    layers, experts, top_k: L, E, K. normalizes_top_k: whether the weights of the chosen experts are divided by their sum.
+    layers, experts, top_k: L, E, K. normalizes_top_k: whether the weights of the chosen are divided by their sum.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, name: str = "") -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, name: str = ""
+    ) -> None:
         self.model = model.eval()
         self.name = name or str(model.config.name_or_path) or type(model).__name__
         self._tokenizer = tokenizer
@@ -110,7 +113,7 @@ class MoEModel:
         self._mixers = survey.mixers
         self._siblings = survey.siblings
         self._called = survey.called
-        self._tuples = survey.tuples
+        self._returned = survey.returned
         self.top_k = survey.top_k
         self.layers = len(experts)
         self.experts = experts[0].count if experts else 0
@@ -127,12 +130,13 @@ class MoEModel:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Raises BadInput where the model came without one."""
         if self._tokenizer is None:
-            raise BadInput(f"the model {self.name!r} has no tokenizer files, so text cannot be turned into tokens; add them")
+            raise BadInput(f"the model {self.name!r} has no tokenizer, so it cannot read text; add the tokenizer files")
         return self._tokenizer
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
     def score(self, layer: int) -> RouterRule:
         """How the router of a layer makes weights from its logits; raises BadInput where that is not understood."""
@@ -156,7 +160,7 @@ class MoEModel:
 
     def set_linear(self, name: str, value: Tensor) -> None:
         """Replaces the weight [out, in] of an attention or shared-expert linear."""
-        _copy(self.model.get_submodule(name).weight.detach(), value, name)  # type: ignore[operator]
+        _copy(self.model.get_submodule(name).weight.detach(), value, name)
         self._digest = None
 
     def experts_name(self, layer: int) -> str:
@@ -184,8 +188,8 @@ class MoEModel:
         }
 
     def router_parameters(self) -> dict[str, nn.Parameter]:
-        """What decides about experts, by full name: everything in a MoE block that is neither routed nor shared expert."""
-        taken = {f"{name}.weight" for name in self.shared_linears()} | {f"{name}.bias" for name in self.shared_linears()}
+        """What decides about experts, by full name: all of a MoE block that is neither routed nor shared expert."""
+        taken = {f"{name}.{part}" for name in self.shared_linears() for part in ("weight", "bias")}
         return {
             f"{layer.block_name}.{name}": parameter
             for layer in self._layers
@@ -274,11 +278,13 @@ class MoEModel:
                 module = self._decoders[layer.decoder]
                 stack.enter_context(_hooked(module, lambda _, args, kwargs: entering.append(_first(args, kwargs))))
             trace = Trace(self.logits(input_ids, attention_mask), tuple(entering))
+        if self._resumable is None and max(self._returned) > 1:
+            self._resumable = False
         if self._resumable is None:
             again = self.forward_from(self.layers - 1, trace.entering[-1], input_ids, attention_mask)
             self._resumable = torch.equal(again, trace.logits) or not trace.logits.is_cpu
         if not self._resumable:
-            raise BadInput(f"a forward pass of {self.name!r} cannot be resumed in the middle: its layers share more than one state")
+            raise BadInput(f"a forward pass of {self.name!r} cannot be resumed: its layers share more than one state")
         return trace
 
     def forward_from(
@@ -291,7 +297,7 @@ class MoEModel:
         """
         with ExitStack() as stack:
             for index, module in enumerate(self._decoders[: self._layers[layer].decoder]):
-                result = (hidden,) if self._tuples[index] else hidden
+                result = (hidden,) if self._returned[index] else hidden
                 stack.enter_context(_replaced(module, result))
             return self.logits(input_ids, attention_mask)
 
@@ -303,17 +309,17 @@ class MoEModel:
             self._rule(layer)
         with ExitStack() as stack:
             stack.enter_context(_hooked(self.model, watch.masks))
-            for index, layer in enumerate(self._layers):
-                layer.experts.listening = True
-                stack.callback(_deafen, layer.experts)
-                stack.enter_context(_listening(layer.router, watch.routed(index)))
-                stack.enter_context(_listening(layer.block, watch.finished(index)))
+            for index, found in enumerate(self._layers):
+                found.experts.listening = True
+                stack.callback(_deafen, found.experts)
+                stack.enter_context(_listening(found.router, watch.routed(index)))
+                stack.enter_context(_listening(found.block, watch.finished(index)))
             yield
 
     def _rule(self, layer: int) -> RouterRule:
         found = self._layers[layer]
         if found.rule is None:
-            raise BadInput(f"the weights that the router {found.router_name} applies follow from its logits by no known rule")
+            raise BadInput(f"how the router {found.router_name} makes weights from its logits is not understood")
         return found.rule
 
     def _refuse_hidden_experts(self, experts: Sequence[Experts]) -> None:
@@ -321,7 +327,7 @@ class MoEModel:
         for key in _EXPERT_COUNTS:
             count = getattr(config, key, None)
             if not experts and isinstance(count, int) and count > 1:
-                raise BadInput(f"{self.name!r} declares {key} = {count}, but none go through transformers' experts registry")
+                raise BadInput(f"{self.name!r} declares {key} = {count}, none in transformers' experts registry")
 
 
 class _Survey:
@@ -333,12 +339,12 @@ class _Survey:
         prefix, self.decoders = _decoder_layers(model.model, experts)
         self.blocks = [model.model.get_submodule(e.name.rpartition(".")[0]) for e in experts]
         if any(block in self.decoders for block in self.blocks):
-            raise BadInput(f"the experts of {self.name!r} stand in the decoder layer itself, not in a block of their own")
+            raise BadInput(f"the experts of {self.name!r} stand in the decoder layer, not in a block of their own")
         self.calls: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in experts]
         self.produced: dict[nn.Module, Any] = {}
         self.told: dict[nn.Module, bool] = {}
         self.called: set[nn.Module] = set()
-        self.tuples = [False] * len(self.decoders)
+        self.returned = [0] * len(self.decoders)  # length of the tuple a decoder layer returns, 0 for a plain tensor
         self._run(model)
         self.top_k = self._checked_top_k()
         children = {f"{prefix}.{i}.{n}": (i, c) for i, d in enumerate(self.decoders) for n, c in d.named_children()}
@@ -357,7 +363,7 @@ class _Survey:
         _, index, weight = self.calls[self.experts.index(experts)][0]
         router = next((c for c in block.children() if _contains(self.produced.get(c), index)), None)
         if router is None:
-            raise BadInput(f"no module of {self.names[block]} hands out the chosen experts; its router is not understood")
+            raise BadInput(f"no module in {self.names[block]} hands out the chosen experts; it is not supported")
         logits = _router_logits(self.produced[router], experts.count, len(index), weight)
         rule = None
         if logits is not None:
@@ -399,18 +405,18 @@ class _Survey:
             for linear in _linears({"": model.model}).values():
                 stack.enter_context(_listening(linear, lambda module, _: self.called.add(module)))
             for i, decoder in enumerate(self.decoders):
-                stack.enter_context(_listening(decoder, lambda _, out, i=i: self._returned(i, out)))
+                stack.enter_context(_listening(decoder, partial(self._returned, i)))
                 for child in decoder.children():
                     stack.enter_context(_hooked(child, child_called))
-            vocabulary = model.model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+            vocabulary = model.model.get_input_embeddings().weight.shape[0]
             logits = model.logits(torch.arange(1, 1 + _SURVEY_TOKENS)[None] % vocabulary)
         if not bool(torch.isfinite(logits).all()):
-            raise BadInput(f"{self.name!r} computes NaN or infinity for {_SURVEY_TOKENS} ordinary tokens; try --dtype float32")
+            raise BadInput(f"{self.name!r} computes NaN or infinity for ordinary tokens; try --dtype float32")
         if order != list(range(len(self.experts))):
-            raise BadInput(f"the MoE layers of {self.name!r} do not run once each and in order: {order}; it is not supported")
+            raise BadInput(f"the MoE layers of {self.name!r} do not run once each and in order: {order}")
 
-    def _returned(self, index: int, output: Any) -> None:
-        self.tuples[index] = isinstance(output, tuple)
+    def _returned(self, index: int, module: nn.Module, output: Any) -> None:
+        self.returned[index] = len(output) if isinstance(output, tuple) else 0
 
     def _checked_top_k(self) -> int:
         chosen = {index.shape[-1] for [(_, index, _)] in self.calls}
@@ -453,11 +459,11 @@ class _Watch:
             assert rule is not None
             assert self.mask is not None
             found.experts.last_call = None
-            logits = _router_logits(self.logits.pop(layer), self.model.experts, len(call.index), call.weight)
+            logits = _router_logits(self.logits.pop(layer), self.model.experts, len(call.chosen), call.weight)
             assert logits is not None
             if len(call.hidden) != self.mask.numel():
-                raise BadInput(f"MoE layer {layer} sees {len(call.hidden)} of {self.mask.numel()} tokens; it cannot be observed")
-            if layer not in self.checked and not rule.explains(logits, call.index, call.weight):
+                raise BadInput(f"MoE layer {layer} sees {len(call.hidden)} of {self.mask.numel()} tokens")
+            if layer not in self.checked and not rule.explains(logits, call.chosen, call.weight):
                 raise BadInput(f"the weights that the router {found.router_name} applies do not follow {rule}")
             self.checked.add(layer)
             states = output[0] if isinstance(output, tuple) else output
@@ -465,9 +471,9 @@ class _Watch:
                 MoEBatch(
                     layer=layer,
                     hidden=call.hidden,
-                    index=call.index,
+                    index=call.chosen,
                     weight=call.weight,
-                    probability=rule.probability(logits, call.index),
+                    probability=rule.probability(logits, call.chosen),
                     output=states.reshape(-1, states.shape[-1]),
                     mask=self.mask.reshape(-1).to(call.hidden.device),
                 )

@@ -40,9 +40,9 @@ class RouterRule:
     jitter: float | None = None
 
     def probability(self, logits: Tensor, index: Tensor) -> Tensor:
-        """[T, K] the scores of the chosen experts among all E, in fp32: without correction bias, before renormalisation.
+        """[T, K] the scores of the chosen experts among all E, in fp32, before renormalisation.
 
-        A chosen expert of index E, which runs nothing, has probability 0.
+        A correction bias that only helps to choose is not in it. Index E, which runs nothing, has probability 0.
         """
         scores = SCORES[self.score](logits.float())
         nothing = index >= scores.shape[-1]
@@ -57,11 +57,15 @@ class RouterRule:
             chosen = chosen / chosen.sum(dim=-1, keepdim=True).clamp(min=1e-20)
         return chosen * self.scale
 
+    def misfit(self, logits: Tensor, index: Tensor, weight: Tensor) -> float:
+        """How far the applied weights [T, K] are from this rule, as a share of the largest weight of the token."""
+        rule = self.weight(logits, index)
+        return float(((weight.float() - rule).abs() / rule.abs().amax(dim=-1, keepdim=True)).max())
+
     def explains(self, logits: Tensor, index: Tensor, weight: Tensor) -> bool:
         """Whether the applied weights [T, K] follow this rule, within the rounding of their dtype."""
-        rule = self.weight(logits, index)
         tolerance = max(1e-4, 4 * torch.finfo(weight.dtype).eps, 4 * torch.finfo(logits.dtype).eps)
-        return bool(((weight.float() - rule).abs() <= tolerance * rule.abs().amax(dim=-1, keepdim=True)).all())
+        return self.misfit(logits, index, weight) <= tolerance
 
 
 def read_rule(name: str, logits: Tensor, index: Tensor, weight: Tensor, jitter: float | None = None) -> RouterRule:
@@ -70,15 +74,18 @@ def read_rule(name: str, logits: Tensor, index: Tensor, weight: Tensor, jitter: 
     Raises BadInput where no rule known here explains them. A single chosen expert of weight 1 fits every renormalised
     score; softmax is then assumed.
     """
+    rules = []
     for score in SCORES:
         for normalizes in (False, True):
             unscaled = RouterRule(score, normalizes, 1.0).weight(logits, index)
             scale = float(weight.float().sum() / unscaled.sum())
-            rule = RouterRule(score, normalizes, 1.0 if abs(scale - 1) < 1e-3 else scale)
-            if rule.explains(logits, index, weight):
-                return rule
-    if jitter is not None and (mixer := RouterRule("softmax", False, 1.0, jitter)).explains(logits, index, weight):
-        return mixer
+            rules.append(RouterRule(score, normalizes, 1.0 if abs(scale - 1) < 1e-3 else scale))
+    if jitter is not None:
+        rules.append(RouterRule("softmax", False, 1.0, jitter))
+    misfits = [rule.misfit(logits, index, weight) for rule in rules]
+    best = next(rule for rule, misfit in zip(rules, misfits, strict=True) if misfit <= 2 * min(misfits) + 1e-6)
+    if best.explains(logits, index, weight):
+        return best
     raise BadInput(f"the weights that the router {name} applies follow from its logits by no rule known here")
 
 

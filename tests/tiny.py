@@ -100,6 +100,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mimo_v2_flash": {},
     "laguna": {},
     "aria_text": {},
+    "granitemoe_swa": {},
+    "kolibri1": {},
+    "bailing_hybrid": {},
+    "minimax_m3_vl_text": {},
 }
 
 
@@ -132,7 +136,8 @@ def tiny_transformer(architecture: str, seed: int = 0, **overrides: Any) -> PreT
             for name, buffer in model.named_buffers():
                 if name.endswith("correction_bias"):
                     buffer.normal_(std=0.1)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -140,8 +145,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=SPECIAL[0], bos_token=SPECIAL[1], eos_token=SPECIAL[2]
     )
