@@ -28,7 +28,7 @@ class QuantizedTensor:
 
     packed: uint8 [N, out, bytes of a row], laid out as `mcbench.packing` says
     scale: fp16 [N, out, G], one for each of the G groups of a row
-    offset: fp16 [N, out, G]; None with 1 bit, where a weight is plus or minus the scale
+    offset: fp16 [N, out, G]; None with symmetric 1 bit, where a weight is plus or minus the scale
     shape: (N, out, in)
     group_size: weights that share a scale
     asked_group_size: what was asked for; it differs where that does not divide the row
@@ -56,9 +56,13 @@ class QuantizedTensor:
         bits: int,
         asked_group_size: int = GROUP_SIZE,
         notes: tuple[tuple[str, ...], ...] = (),
+        *,
+        symmetric: bool | None = None,
     ) -> QuantizedTensor:
-        """Packs codes [N, out, in] that were chosen on `grid` [N, out, G]."""
-        scale, offset = (grid.step / 2, None) if bits == 1 else (grid.step, grid.low.half())
+        """Packs codes [N, out, in] that were chosen on `grid` [N, out, G]; by default symmetric at 1 bit only."""
+        symmetric = bits == 1 if symmetric is None else symmetric
+        assert not symmetric or (bits == 1 and torch.equal(grid.low, -grid.step / 2)), "an offset would be lost"
+        scale, offset = (grid.step / 2, None) if symmetric else (grid.step, grid.low.half())
         rows, columns = codes.shape[1:]
         return cls(
             packed=pack(codes, bits),
@@ -141,11 +145,14 @@ class Quantizer(Protocol):
         ...
 
 
-def stored_bytes(shape: tuple[int, int, int], bits: int, group_size: int = GROUP_SIZE) -> int:
+def stored_bytes(
+    shape: tuple[int, int, int], bits: int, group_size: int = GROUP_SIZE, *, symmetric: bool | None = None
+) -> int:
     """What `QuantizedTensor.nbytes` will be for matrices [N, out, in], before there are any."""
     matrices, rows, columns = shape
     groups = columns // group_size_for(columns, group_size)
-    return matrices * rows * (row_bytes(columns, bits) + 2 * groups * (1 if bits == 1 else 2))
+    symmetric = bits == 1 if symmetric is None else symmetric
+    return matrices * rows * (row_bytes(columns, bits) + 2 * groups * (1 if symmetric else 2))
 
 
 def group_size_for(columns: int, asked: int, *, exact: bool = False) -> int:
