@@ -107,7 +107,7 @@ class LanguageModel:
         tokenizer: PreTrainedTokenizerBase | None,
         *,
         identity: str = "",
-        tokens_per_batch: int = 16384,
+        tokens_per_batch: int = 8192,
         prefix_sharing: bool = True,
         check: bool = True,
     ) -> None:

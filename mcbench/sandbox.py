@@ -356,8 +356,11 @@ def _program(program: str, job: _Job, nonce: str, output: int, report: int) -> N
     """Gives up everything, then runs the program and reports how that went."""
     _confine(job, output, report)
 
+    itself = os.getpid()
+
     def say(status: Status, message: str) -> None:
-        os.write(report, json.dumps([nonce, status, message[:500]]).encode())
+        if os.getpid() == itself:  # not a child that the program has forked
+            os.write(report, json.dumps([nonce, status, message[:500]]).encode())
 
     try:
         code = compile(program, "program", "exec")
