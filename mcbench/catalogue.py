@@ -24,7 +24,7 @@ def models() -> list[str]:
     return model_names()
 
 
-def select_tasks(names: str) -> list[tuple[str, Task]]:
+def select_tasks(names: str) -> tuple[Task, ...]:
     """The tasks behind a comma-separated list of task and suite names, each once, in the order asked for.
 
     Raises UnknownName for a name that is neither, with the nearest one.
@@ -38,7 +38,7 @@ def select_tasks(names: str) -> list[tuple[str, Task]]:
         if name not in known and not looks_like_path(name):
             raise UnknownName(f"no task or suite is called {name!r}; {suggest(name, known)}")
     wanted = dict.fromkeys(inner for name in asked for inner in suites.get(name, [name]))
-    return [(name, TASKS.get(name)()) for name in wanted]
+    return tuple(TASKS.get(name)() for name in wanted)
 
 
 def describe(name: str) -> str:

@@ -26,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, `head` say, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except OSError as error:
+        where = f"{error.filename!r}: " if error.filename else ""
+        return _stop(f"{where}{error.strerror or error}; what was finished is kept", WRONG_INPUT)
     except KeyboardInterrupt:
         return _stop("interrupted; the same command goes on from here", INTERRUPTED)
 
@@ -50,10 +53,19 @@ def _run(options: argparse.Namespace) -> int:
         save=options.save,
         limit=options.limit,
         allow_code_execution=options.allow_code_execution,
+        widths=_widths(options.widths),
         quiet=options.quiet or options.json,
+        command=sys.argv,
     )
     print(record.to_json() if options.json else table(record))
     return DONE
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(width) for width in text.split(",")}))
+    except ValueError:
+        raise BadInput(f"widths are whole numbers of bits by commas, such as 1,2,3, not {text!r}") from None
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -130,6 +142,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     budget = run.add_mutually_exclusive_group()
     budget.add_argument("--bits", type=float, metavar="B", help="average bits as the papers label it")
     budget.add_argument("--expert-bits", type=float, metavar="B", help="average bits over routed experts alone")
+    run.add_argument("--widths", default="1,2,3", metavar="LIST", help="candidate widths of an expert, in bits")
     run.add_argument("--model", default="reference", metavar="NAME", help="a name, folder or hub id")
     run.add_argument("--tasks", default="mini", metavar="LIST", help="tasks or suites, by commas")
     run.add_argument("--calibration", metavar="FILE", help="text to calibrate on: .txt, .json or .jsonl")

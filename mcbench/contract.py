@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,14 +48,14 @@ def check_method(name: str) -> list[Promise]:
     A name or file that is not a method at all raises, as `METHODS.get` does; an exception inside a promise breaks it.
     """
     kind = METHODS.get(name)
-    promises = [_try(text, lambda test=test: test(kind)) for text, test in _FORM.items()]
+    promises = [_try(text, partial(test, kind)) for text, test in _FORM.items()]
     if not all(promise.kept for promise in promises):
         return promises
     composition = compose(name)
     promises.append(_try("its method string reads back to itself", lambda: _reads_back(composition)))
     for decision in decisions(kind):
         tests = {"allocate": _ALLOCATE, "quantize": _QUANTIZE}[decision]
-        promises += [_try(text, lambda test=test: test(composition)) for text, test in tests.items()]
+        promises += [_try(text, partial(test, composition)) for text, test in tests.items()]
     return promises
 
 

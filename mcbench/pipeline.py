@@ -1,0 +1,351 @@
+"""One run, from a method string to a record: load, calibrate, allocate, compress, evaluate, record."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcbench import record as recorded
+from mcbench.allocation import BitAllocation, BitBudget
+from mcbench.catalogue import select_tasks
+from mcbench.composition import METHODS, Composition, Part, compose, defaults
+from mcbench.errors import BadInput
+from mcbench.method import decisions
+from mcbench.progress import muted, stage
+from mcbench.record import FILE_NAME, Record, Result, require_writable
+
+if TYPE_CHECKING:
+    from mcbench.compression import Sizes
+    from mcbench.model import MoEModel
+    from mcbench.stats import CalibrationStats
+    from mcbench.store import ExpertStore
+    from mcbench.task import Scores, Task
+    from mcbench.text import CalibrationData
+
+FOUR_BITS = 4  # of attention and shared experts, whatever the method, so that only the experts differ
+
+
+def run(
+    method: str | None = None,
+    *,
+    bits: float | None = None,
+    expert_bits: float | None = None,
+    widths: Sequence[int] = (1, 2, 3),
+    model: str | None = None,
+    tasks: str | None = None,
+    calibration: str | Path | None = None,
+    samples: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "auto",
+    out: str | Path = "runs",
+    save: str | Path | None = None,
+    limit: int | None = None,
+    allow_code_execution: bool = False,
+    quiet: bool = True,
+    command: Sequence[str] = (),
+) -> Record:
+    """Compresses a model, evaluates it beside the uncompressed one, and writes a record under `out`.
+
+    `method` is a method string such as "pmq(beta=1)+hqq". `bits` is the average as the papers label it, `expert_bits`
+    that over routed experts alone; give one of them unless the method can reach only one. `widths` are the candidate
+    widths of an expert. `model` is a name, folder or hub id; `tasks` are tasks or suites, by commas. `save` is a folder
+    for the packed model. Without method, model or tasks, `defaults.json` says which. What a run has finished stays
+    under `out`, so that the same call goes on where it was interrupted.
+
+    Raises UnknownName and BadInput for what cannot be done as asked, CheckFailed where the compression does not cover
+    the model or the fast evaluation differs from the plain one.
+    """
+    composition = compose(method or defaults()["method"], seed=seed)
+    exam = Exam(select_tasks(tasks or defaults()["tasks"]), Path(out), limit, allow_code_execution)
+    clock = Clock()
+    with muted(quiet):
+        require_writable(out)
+        if save is not None:
+            require_writable(save)
+        with clock.stage("load"):
+            moe = _load(model or defaults()["model"], dtype, device)
+            budget = _budget(composition, moe, bits, expert_bits, tuple(widths))
+            data = _data(composition, moe, calibration, samples, length, seed)
+        with clock.stage("evaluate 16 bits"):
+            before = exam.take(moe, moe.digest(), "uncompressed")
+        if budget is None or data is None:
+            learnt, after = _unchanged(moe, save), before
+        else:
+            with clock.stage("calibrate"):
+                store, stats = _calibrate(composition, moe, data, budget, Path(out))
+            with clock.stage("allocate"):
+                allocation = composition.allocator.allocate(stats, budget)
+            with clock.stage("compress"):
+                learnt = _compress(moe, budget, allocation, store, stats, data, seed, save)
+            with clock.stage("evaluate"):
+                after = exam.take(moe, learnt.identity, f"{composition} {budget.asked:g}")
+        record = _record(composition, moe, learnt, before, after, clock, seed, command)
+        record.save(after.folder / FILE_NAME)
+        return record
+
+
+class Clock:
+    """How long each stage of a run took, in seconds, by its name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times what happens inside, and says on the terminal that it is going on."""
+        started = time.monotonic()
+        with stage(name):
+            yield
+        self.seconds[name] = time.monotonic() - started
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model made of the tasks, and the folder that its samples and record are in."""
+
+    scores: tuple[tuple[Task, Scores], ...]
+    folder: Path
+    fingerprint: str
+    settings: dict[str, Any]
+    isolation: str
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The tasks that the uncompressed and the compressed model take under the same conditions."""
+
+    tasks: tuple[Task, ...]
+    out: Path
+    limit: int | None
+    allow_code_execution: bool
+
+    def take(self, moe: MoEModel, identity: str, title: str) -> Answers:
+        """Evaluates the model; samples answered by an earlier, interrupted run are kept."""
+        from mcbench.evaluation import LanguageModel
+
+        lm = LanguageModel(moe.model, moe.tokenizer, identity=identity)
+        key = hashlib.sha256(f"{lm.fingerprint} {self.limit}".encode()).hexdigest()[:10]
+        folder = self.out / f"{_slug(Path(moe.name).name)}-{_slug(title)}-{key}"
+        scores = tuple(
+            (
+                task,
+                task.evaluate(
+                    lm,
+                    limit=self.limit,
+                    sink=folder / f"{task.protocol}.jsonl",
+                    allow_code_execution=self.allow_code_execution,
+                ),
+            )
+            for task in self.tasks
+        )
+        isolation = next((s.details["isolation"] for _, s in scores if "isolation" in s.details), "")
+        return Answers(scores, folder, lm.fingerprint, lm.settings(), isolation)
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What became of the model: widths, sizes, what they were learnt from; `identity` names the weights."""
+
+    allocation: BitAllocation
+    sizes: Sizes
+    identity: str
+    budget: BitBudget | None = None
+    calibration: recorded.Calibration | None = None
+    fallbacks: tuple[str, ...] = ()
+
+
+def _load(name: str, dtype: str, device: str) -> MoEModel:
+    from mcbench.model import load_model
+
+    return load_model(name, dtype=dtype, device=device)
+
+
+def _budget(
+    composition: Composition, moe: MoEModel, bits: float | None, expert_bits: float | None, widths: tuple[int, ...]
+) -> BitBudget | None:
+    """The budget as asked for; None where nothing is compressed. BadInput where none was given and one is needed."""
+    if not composition.compresses:
+        return None
+    if not moe.is_moe:
+        raise BadInput(f"{moe.name!r} has no experts to compress; use the method 'none' for a dense model")
+    count = moe.weight_count()
+    if bits is not None and expert_bits is not None:
+        raise BadInput("give the budget as bits (the papers' label) or as expert_bits, not both")
+    if bits is None and expert_bits is None:
+        low, high = (count.label(width) for width in (min(widths), max(widths)))
+        raise BadInput(f"{composition.asked!r} needs a budget: --bits from {low:.2f} to {high:.2f}, or --expert-bits")
+    if bits is not None:
+        budget = BitBudget.from_label(bits, count, widths)
+    else:
+        assert expert_bits is not None
+        budget = BitBudget.from_expert_bits(expert_bits, count, widths)
+    averages = composition.allocator.reachable(count, widths)
+    if averages is None:
+        budget.total()
+    else:
+        budget.nearest(averages)
+    return budget
+
+
+def _data(
+    composition: Composition,
+    moe: MoEModel,
+    source: str | Path | None,
+    samples: int | None,
+    length: int | None,
+    seed: int,
+) -> CalibrationData | None:
+    from mcbench.text import SAMPLES, calibration_data
+
+    if not composition.compresses:
+        return None
+    return calibration_data(moe, source, samples=SAMPLES if samples is None else samples, length=length, seed=seed)
+
+
+def _calibrate(
+    composition: Composition, moe: MoEModel, data: CalibrationData, budget: BitBudget, out: Path
+) -> tuple[ExpertStore, CalibrationStats]:
+    """Every expert at every width, and what the allocator wants to know; both are kept under `out`."""
+    from mcbench.calibration import calibrate
+    from mcbench.store import ExpertStore
+
+    quantizer = composition.owner("quantize")
+    name = f"{quantizer} {_source_digest(quantizer)}"
+    store = ExpertStore(
+        moe, data, quantizer.method, name, budget.widths, linear_widths=(FOUR_BITS,), folder=out / "calibration"
+    )
+    needs = composition.allocator.needs
+    folder = out / "calibration" / f"stats-{hashlib.sha256(' '.join((store.key, *needs)).encode()).hexdigest()[:16]}"
+    stats = calibrate(moe, data, needs, store=store, widths=budget.widths, folder=folder, activations=store.activations)
+    store.prepare()
+    return store, stats
+
+
+def _compress(
+    moe: MoEModel,
+    budget: BitBudget,
+    allocation: BitAllocation,
+    store: ExpertStore,
+    stats: CalibrationStats,
+    data: CalibrationData,
+    seed: int,
+    save: str | Path | None,
+) -> Compressed:
+    from mcbench.compression import compress
+
+    compressed = compress(moe, allocation, store)
+    if save is not None:
+        compressed.save(save)
+    calibration = recorded.Calibration(
+        source=data.source,
+        digest=data.digest,
+        samples=len(data.input_ids),
+        length=data.input_ids.shape[1],
+        tokens=data.tokens,
+        seed=seed,
+        statistics=stats.provenance.get("key", ""),
+        unseen=len(stats.unseen),
+        starved=len(stats.starved),
+    )
+    fallbacks = (*map(str, store.fallbacks), *stats.provenance.get("fallbacks", ()))
+    identity = hashlib.sha256(f"{store.key} {allocation.to_json()}".encode()).hexdigest()
+    return Compressed(allocation, compressed.sizes, identity, budget, calibration, tuple(dict.fromkeys(fallbacks)))
+
+
+def _unchanged(moe: MoEModel, save: str | Path | None) -> Compressed:
+    """The model as it is, for the reference row."""
+    import numpy as np
+
+    from mcbench.compression import sizes_of
+
+    if save is not None:
+        raise BadInput("nothing was compressed, so there is nothing to save; leave --save out")
+    widths = np.full((moe.layers, moe.experts), 16)
+    allocation = BitAllocation(widths, attention=16, shared=16, router=16)
+    return Compressed(allocation, sizes_of(moe), moe.digest())
+
+
+def _record(
+    composition: Composition,
+    moe: MoEModel,
+    learnt: Compressed,
+    before: Answers,
+    after: Answers,
+    clock: Clock,
+    seed: int,
+    command: Sequence[str],
+) -> Record:
+    import torch
+
+    count = moe.weight_count()
+    budget, sizes = learnt.budget, learnt.sizes
+    plain = {task.name: scores for task, scores in before.scores}
+    results = tuple(
+        Result.of(
+            scores,
+            plain[task.name] if after is not before else None,
+            counterpart=task.counterpart,
+            samples=f"{task.protocol}.jsonl",
+        )
+        for task, scores in after.scores
+    )
+    device = torch.cuda.get_device_name(moe.device) if moe.device.type == "cuda" else moe.device.type
+    return Record(
+        method=str(composition),
+        asked=composition.asked,
+        parts=tuple(
+            recorded.Part(part.name, decisions(part.method), part.settings(), _source_digest(part))
+            for part in composition.parts
+        ),
+        model=recorded.Model(
+            name=moe.name,
+            digest=moe.digest(),
+            architecture=type(moe.model).__name__,
+            layers=moe.layers,
+            experts=moe.experts,
+            top_k=moe.top_k,
+            count=count,
+        ),
+        bits=recorded.Bits(
+            asked=budget.asked if budget else None,
+            asked_as=budget.asked_as if budget else "",
+            expert=learnt.allocation.expert_average,
+            label=learnt.allocation.label(count),
+            whole_model=learnt.allocation.whole_model(count),
+            stored=sizes.stored_bits,
+            bytes=sizes.by_component,
+        ),
+        allocation=learnt.allocation,
+        results=results,
+        environment=recorded.Environment.here(
+            device=device, dtype=str(moe.model.dtype).removeprefix("torch."), threads=torch.get_num_threads()
+        ),
+        seed=seed,
+        calibration=learnt.calibration,
+        fallbacks=learnt.fallbacks,
+        baseline=before.fingerprint if after is not before else "",
+        fingerprint=after.fingerprint,
+        evaluation=after.settings,
+        isolation=after.isolation,
+        stages=clock.seconds,
+        command=tuple(command),
+    )
+
+
+def _source_digest(part: Part) -> str:
+    """SHA-256 of the file that defines a method, empty where an installed package does."""
+    source = METHODS.source(part.name)
+    return hashlib.sha256(source.read_bytes()).hexdigest() if source else ""
+
+
+def _slug(text: str) -> str:
+    """A text as a part of a file name."""
+    return re.sub(r"[^A-Za-z0-9.#=]+", "-", text).strip("-")[:80]
