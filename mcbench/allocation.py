@@ -239,6 +239,8 @@ def cheapest(
 
     Of equally cheap allocations "dp" takes the one in which earlier layers have fewer bits in all and, within a
     layer, earlier experts have fewer bits; "ilp" takes the one that HiGHS finds, the same on every call.
+    At 60 layers of 256 experts "dp" takes a few hundredths of a second for budgets per layer and up to half a second for a
+    global one; floors of dozens of experts that bind in every layer multiply that by their number.
     Raises BadInput for a cost that is negative or not finite, floors that cannot be met or a budget out of reach.
     """
     costs = np.asarray(cost, dtype=np.float64)  # [L, E, W]
