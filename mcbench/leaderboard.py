@@ -1,0 +1,381 @@
+"""Records in, tables out: what may be compared stands in one table, what may not stands apart, and nothing is typed.
+
+Two runs share a table when they compressed the same weights, were compared with the same uncompressed model, were
+calibrated on the same tokens, keep what is not a routed expert at the same precision, and asked the same tasks the
+same way. The uncompressed model, and methods that need no calibration, fit wherever the rest agrees.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mcbench.errors import BadInput, CheckFailed
+from mcbench.record import FILE_NAME, Record, Result, write_whole
+from mcbench.report import bit_figure, is_share, metric_name, with_error
+
+MARKDOWN, CSV, LATEX = "README.md", "leaderboard.csv", "leaderboard.tex"
+SAME_BASELINE = 1e-3  # relative: two machines may differ that much in the score of the same uncompressed model
+BITS = ("asked", "experts", "label", "whole model", "stored")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One task asked in one way."""
+
+    task: str
+    protocol: str
+    metric: str
+    n: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Records that may be compared, the uncompressed model first, then by falling stored bits."""
+
+    records: tuple[Record, ...]
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Every task of any record, in the order in which the records name them."""
+        found: dict[str, list[Result]] = {}
+        for record in self.records:
+            for result in record.results:
+                found.setdefault(result.protocol, []).append(result)
+        return tuple(
+            Column(members[0].task, protocol, metric_name(members[0]), tuple(sorted({r.n for r in members if r.n})))
+            for protocol, members in found.items()
+        )
+
+    @property
+    def calibration(self) -> str:
+        """The digest of the calibration tokens that the records share; empty where none was calibrated."""
+        return next((record.calibration.digest for record in self.records if record.calibration), "")
+
+    def cell(self, record: Record, column: Column) -> Result | None:
+        """What a record says about a column; None where it does not, or was skipped."""
+        found = next((result for result in record.results if result.protocol == column.protocol), None)
+        return found if found is not None and found.value is not None else None
+
+    def means(self) -> Mapping[str, Sequence[Column]]:
+        """The columns that may be averaged: two or more of one metric, all of them shares of right answers."""
+        shares: dict[str, list[Column]] = {}
+        for column in self.columns:
+            if any((cell := self.cell(record, column)) is not None and is_share(cell) for record in self.records):
+                shares.setdefault(column.metric, []).append(column)
+        return {metric: columns for metric, columns in shares.items() if len(columns) > 1}
+
+    def mean(self, record: Record, columns: Sequence[Column]) -> tuple[float, float] | None:
+        """The plain mean over columns and its standard error; None where the record lacks one of them."""
+        cells = [self.cell(record, column) for column in columns]
+        known = [(c.value, c.standard_error) for c in cells if c is not None]
+        values = [value for value, _ in known if value is not None]
+        errors = [error for _, error in known if error is not None]
+        if len(values) < len(columns) or len(errors) < len(columns):
+            return None
+        return math.fsum(values) / len(values), math.sqrt(math.fsum(e * e for e in errors)) / len(errors)
+
+
+def leaderboard(sources: Iterable[Path], out: Path, *, check: bool = False) -> list[str]:
+    """Writes the tables of all records in `sources` to the folder `out`, or with `check` compares them with it.
+
+    Returns what there is to say about it, line by line. Raises BadInput where no whole record is found or one cannot
+    be read, CheckFailed where a file in `out` is not, byte for byte, what the records give.
+    """
+    tables, notes = tabulate_records(find_records(sources))
+    files = render(tables, notes)
+    if check:
+        _compare(files, out)
+        return [f"{out}: {len(files)} files are what the records give"]
+    for name, text in files.items():
+        write_whole(out / name, text)
+    return [*notes, *(f"wrote {out / name}" for name in files)]
+
+
+def find_records(sources: Iterable[Path]) -> list[Record]:
+    """The records named, and those in the folders named, at any depth; the same one is never counted twice.
+
+    Raises BadInput for a source that does not exist or a record that cannot be read.
+    """
+    found: dict[str, Record] = {}
+    for source in sources:
+        if not source.exists():
+            raise BadInput(f"there is no record or folder {str(source)!r}; `mcbench run` writes records under runs")
+        for path in sorted(source.rglob(FILE_NAME)) if source.is_dir() else [source]:
+            record = Record.load(path)
+            found[record.digest] = record
+    return list(found.values())
+
+
+def tabulate_records(records: Sequence[Record]) -> tuple[list[Table], list[str]]:
+    """The tables that the records make, and what was left out of them and why.
+
+    Raises BadInput where nothing is left, or where the same uncompressed model scored differently in two records.
+    """
+    whole = [record for record in records if record.results and not record.partial]
+    kept = list({_run(record): record for record in sorted(whole, key=lambda r: (r.created, r.digest))}.values())
+    notes = [
+        note
+        for count, note in (
+            (sum(record.partial for record in records), "partial (--limit)"),
+            (sum(not record.results for record in records), "without a task"),
+            (len(whole) - len(kept), "older than another of the same method, bits and seed"),
+        )
+        if count
+        for note in [f"left out: {count} record{'s' * (count > 1)} {note}"]
+    ]
+    if not kept:
+        raise BadInput("; ".join(["there is no complete record to make a table of", *notes]))
+    tables = [Table(tuple(members)) for members in _grouped(sorted(kept, key=_rank))]
+    for table in tables:
+        _require_one_baseline(table)
+    return tables, notes
+
+
+def render(tables: Sequence[Table], notes: Sequence[str] = ()) -> dict[str, str]:
+    """The contents of every file of the leaderboard, by name: the same records give the same bytes."""
+    return {MARKDOWN: _markdown(tables, notes), CSV: _csv(tables), LATEX: _latex(tables)}
+
+
+# -- what may stand together
+
+
+def _run(record: Record) -> tuple[object, ...]:
+    """What makes two records runs of the same thing, of which the newer counts."""
+    parts = tuple((part.name, part.source_digest) for part in record.parts)
+    tests = tuple(sorted(result.protocol for result in record.results))
+    asked = (record.method, parts, record.bits.asked, record.bits.asked_as, record.allocation, record.seed)
+    return (*asked, _comparison(record), _calibration(record), tests)
+
+
+def _rank(record: Record) -> tuple[object, ...]:
+    return (
+        record.model.name,
+        not _uncompressed(record),
+        -record.bits.stored,
+        record.method,
+        record.seed,
+        record.digest,
+    )
+
+
+def _uncompressed(record: Record) -> bool:
+    return record.bits.expert == record.bits.label == 16
+
+
+def _comparison(record: Record) -> tuple[object, ...]:
+    return record.model.digest, record.baseline or record.fingerprint
+
+
+def _calibration(record: Record) -> str:
+    return record.calibration.digest if record.calibration else ""
+
+
+def _grouped(records: Sequence[Record]) -> list[list[Record]]:
+    """Records in rank order, each in the first group that it fits; what fits more than one is in all of them."""
+    groups: list[list[Record]] = []
+    # what restricts a table most opens it; the uncompressed model would share any of them
+    for record in sorted(records, key=lambda r: (_uncompressed(r), r.calibration is None)):
+        homes = [group for group in groups if all(_comparable(record, other) for other in group)]
+        if not homes:
+            groups.append([record])
+        for home in homes if record.calibration is None else homes[:1]:
+            home.append(record)
+    return sorted((sorted(group, key=_rank) for group in groups), key=lambda group: _rank(group[0]))
+
+
+def _comparable(one: Record, other: Record) -> bool:
+    calibrated = {record.calibration.digest for record in (one, other) if record.calibration}
+    precision = {
+        (record.allocation.attention, record.allocation.shared, record.allocation.router)
+        for record in (one, other)
+        if not _uncompressed(record)
+    }
+    protocols = {result.task: result.protocol for result in one.results}
+    same_tests = all(protocols.get(result.task, result.protocol) == result.protocol for result in other.results)
+    return _comparison(one) == _comparison(other) and len(calibrated) < 2 and len(precision) < 2 and same_tests
+
+
+def _require_one_baseline(table: Table) -> None:
+    for column in table.columns:
+        cells = [(record, table.cell(record, column)) for record in table.records]
+        known = [
+            (record, value)
+            for record, cell in cells
+            if cell is not None and (value := cell.value if _uncompressed(record) else cell.baseline) is not None
+        ]
+        for record, value in known[1:]:
+            first, expected = known[0]
+            if not math.isclose(value, expected, rel_tol=SAME_BASELINE):
+                raise BadInput(
+                    f"two baselines differ in {column.task}: {expected:g} in the record of {first.method!r} "
+                    f"({first.digest[:12]}), {value:g} in that of {record.method!r} ({record.digest[:12]}); "
+                    "run one of them again"
+                )
+
+
+def _compare(files: Mapping[str, str], out: Path) -> None:
+    stale = [name for name, text in files.items() if not _holds(out / name, text)]
+    if stale:
+        raise CheckFailed(
+            f"{', '.join(str(out / name) for name in stale)}: not what the records give; "
+            "run `mcbench leaderboard` with the same records and without --check"
+        )
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_bytes() == text.encode()
+
+
+# -- how a table looks
+
+
+def _heads(table: Table) -> list[str]:
+    tasks = [f"{c.task} ({c.metric}{', n = ' if c.n else ''}{'-'.join(map(str, _ends(c.n)))})" for c in table.columns]
+    means = [f"mean of {len(columns)} ({metric})" for metric, columns in table.means().items()]
+    return ["method", *BITS, *tasks, *means]
+
+
+def _ends(values: Sequence[int]) -> Sequence[int]:
+    return values if len(values) < 2 else (values[0], values[-1])
+
+
+def _rows(table: Table) -> list[list[str]]:
+    return [
+        [
+            _method(table, record),
+            *_bits(record),
+            *(
+                with_error(cell, cell.value, cell.standard_error) if (cell := table.cell(record, column)) else ""
+                for column in table.columns
+            ),
+            *(_mean(table, record, columns) for columns in table.means().values()),
+        ]
+        for record in table.records
+    ]
+
+
+def _method(table: Table, record: Record) -> str:
+    """The method string, with the seed where the same method stands there with another one."""
+    seeds = {other.seed for other in table.records if other.method == record.method}
+    return f"{record.method}, seed {record.seed}" if len(seeds) > 1 else record.method
+
+
+def _bits(record: Record) -> list[str]:
+    bits = record.bits
+    asked = "" if bits.asked is None else f"{bits.asked:g}{' (experts)' * (bits.asked_as == 'expert')}"
+    return [asked, *map(bit_figure, (bits.expert, bits.label, bits.whole_model, bits.stored))]
+
+
+def _mean(table: Table, record: Record, columns: Sequence[Column]) -> str:
+    found = table.mean(record, columns)
+    example = table.cell(record, columns[0])
+    return with_error(example, *found) if found and example is not None else ""
+
+
+def _title(table: Table) -> str:
+    model = table.records[0].model
+    return f"{model.name} ({model.architecture})"
+
+
+def _facts(table: Table) -> list[str]:
+    """What all rows share."""
+    model, compressed = table.records[0].model, [r for r in table.records if not _uncompressed(r)]
+    facts = [f"weights {model.digest[:12]}, compared with {str(_comparison(table.records[0])[1])[:12]}"]
+    if compressed:
+        kept = compressed[0].allocation
+        facts.append(f"bits of attention {kept.attention}, shared experts {kept.shared}, router {kept.router}")
+    calibrated = next((r.calibration for r in table.records if r.calibration), None)
+    if calibrated:
+        facts.append(f"calibrated on {calibrated.source}, {calibrated.tokens} tokens, {calibrated.digest[:12]}")
+    return facts
+
+
+def _markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
+    from tabulate import tabulate
+
+    lines = [
+        "# Leaderboard",
+        "",
+        "Made from records by `mcbench leaderboard`; do not edit. Scores are in the unit of the column, each with its",
+        "standard error; what was not measured is blank. Bits: asked for (a label unless marked), average over routed",
+        "experts, the papers' label, average over the whole model, and stored bytes x 8 / parameters.",
+    ]
+    lines += [line for note in notes for line in ("", note[0].upper() + note[1:] + ".")]
+    for table in tables:
+        heads = _heads(table)
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in _rows(table)]
+        align = ["left"] + ["right"] * (len(heads) - 1)
+        written = tabulate(rows, heads, tablefmt="pipe", disable_numparse=True, colalign=align)
+        facts = "".join(f"- {fact}\n" for fact in _facts(table))
+        protocols = ", ".join(f"`{column.protocol}`" for column in table.columns)
+        lines += ["", f"## {_title(table)}", "", f"{facts}- {protocols}", "", str(written)]
+    return "\n".join(lines) + "\n"
+
+
+def _latex(tables: Sequence[Table]) -> str:
+    from tabulate import tabulate
+
+    lines = ["% made from records by `mcbench leaderboard`; needs \\usepackage{booktabs}"]
+    for table in tables:
+        heads = _heads(table)
+        align = ["left"] + ["right"] * (len(heads) - 1)
+        written = tabulate(_rows(table), heads, tablefmt="latex_booktabs", disable_numparse=True, colalign=align)
+        facts = "; ".join(_facts(table))
+        lines += ["", f"% {_title(table)}: {facts}", str(written).replace("±", "$\\pm$")]
+    return "\n".join(lines) + "\n"
+
+
+def _csv(tables: Sequence[Table]) -> str:
+    """One line for each score: what spreadsheets and data frames read best."""
+    lines = [_csv_line(at, table, record, cell) for at, table, record, cell in _cells(tables)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]) if lines else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _cells(tables: Sequence[Table]) -> Iterator[tuple[int, Table, Record, Result]]:
+    for at, table in enumerate(tables, 1):
+        for record in table.records:
+            for column in table.columns:
+                if (cell := table.cell(record, column)) is not None:
+                    yield at, table, record, cell
+
+
+def _csv_line(at: int, table: Table, record: Record, cell: Result) -> dict[str, object]:
+    return {
+        "table": at,
+        "model": record.model.name,
+        "weights": record.model.digest,
+        "calibration": table.calibration,
+        "method": record.method,
+        "seed": record.seed,
+        "asked": record.bits.asked,
+        "asked_as": record.bits.asked_as,
+        "expert_bits": record.bits.expert,
+        "label_bits": record.bits.label,
+        "whole_model_bits": record.bits.whole_model,
+        "stored_bits": record.bits.stored,
+        "attention_bits": record.allocation.attention,
+        "shared_bits": record.allocation.shared,
+        "router_bits": record.allocation.router,
+        "weight_bytes": sum(record.bits.bytes.values()),
+        "task": cell.task,
+        "protocol": cell.protocol,
+        "metric": cell.metric,
+        "value": cell.value,
+        "n": cell.n,
+        "k": cell.k,
+        "standard_error": cell.standard_error,
+        "chance": cell.chance,
+        "baseline": cell.baseline,
+        "difference": cell.difference,
+        "difference_standard_error": cell.difference_error,
+        "record": record.digest,
+    }

@@ -1,0 +1,154 @@
+"""What a run prints when it is done: bits four ways, every task beside the uncompressed model, time and size."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+
+from mcbench.record import Record, Result
+
+COLUMNS = 100  # fits a terminal, and a page when printed
+CHANCE = "~"  # marks a difference that chance could explain
+CHANCE_ERRORS = 1.96  # standard errors: 95 % of such differences come about without any cause
+
+
+def table(record: Record) -> str:
+    """The record as plain text of at most 100 columns, for a terminal or a file."""
+    model = record.model
+    experts = f"{model.layers} layers of {model.experts} experts, top-{model.top_k}" if model.layers else "dense"
+    blocks = [f"{record.method} on {model.name} ({model.architecture}, {experts})", _bits(record)]
+    if record.results:
+        blocks.append(_results(record.results))
+    blocks += [notes] if (notes := _notes(record)) else []
+    return "\n\n".join(blocks)
+
+
+def number(result: Result, value: float | None, *, sign: bool = False) -> str:
+    """A value of this result's metric as it is shown: shares in per cent, the rest as it is, unknown as nothing."""
+    if value is None or math.isnan(value):
+        return ""
+    plus = "+" if sign else ""
+    if is_share(result):
+        return f"{100 * value:{plus}.1f}"
+    return f"{value:{plus}.3f}" if abs(value) < 1000 else f"{value:{plus}.3g}"
+
+
+def with_error(result: Result, value: float | None, error: float | None, *, sign: bool = False) -> str:
+    """A value with its standard error, where that is known."""
+    shown, spread = number(result, value, sign=sign), number(result, error)
+    return f"{shown} ± {spread}" if shown and spread else shown
+
+
+def is_share(result: Result) -> bool:
+    """Whether the metric is a share of the items; where lower is better it is a perplexity or a loss."""
+    return result.higher_is_better
+
+
+def metric_name(result: Result) -> str:
+    """The metric with its unit."""
+    return f"{result.metric} %" if is_share(result) else result.metric
+
+
+def bit_figure(bits: float) -> str:
+    """An average number of bits, with as many digits as tell two budgets of the papers apart."""
+    return f"{bits:.3f}"
+
+
+def _bits(record: Record) -> str:
+    bits = record.bits
+    figures = {
+        "routed experts": bits.expert,
+        "label": bits.label,
+        "whole model": bits.whole_model,
+        "stored": bits.stored,
+    }
+    shown = {head: bit_figure(figure) for head, figure in figures.items()}
+    if bits.asked is not None:
+        shown = {f"asked ({'label' if bits.asked_as == 'label' else 'experts'})": f"{bits.asked:g}", **shown}
+    return _aligned(["bits per weight", *shown], [["", *shown.values()]], left=1)
+
+
+def _results(results: Sequence[Result]) -> str:
+    compared = any(result.baseline is not None for result in results)
+    heads = ["task", "metric", "n", "chance", *(["16 bits"] if compared else []), "score ± s.e."]
+    rows = [
+        [
+            result.task,
+            metric_name(result),
+            str(result.n) if result.n else "",
+            number(result, result.chance),
+            *([number(result, result.baseline)] if compared else []),
+            with_error(result, result.value, result.standard_error) or "skipped",
+            *(_difference(result) if compared else []),
+        ]
+        for result in results
+    ]
+    return _aligned([*heads, *(["difference ± s.e.", ""] if compared else [])], rows, left=2)
+
+
+def _difference(result: Result) -> tuple[str, str]:
+    shown = with_error(result, result.difference, result.difference_error, sign=True)
+    return shown, CHANCE if shown and could_be_chance(result) else ""
+
+
+def could_be_chance(result: Result) -> bool:
+    """Whether the paired difference lies within 1.96 of its standard errors of nothing, or its error is unknown."""
+    if result.difference is None or result.difference_error is None:
+        return True
+    return abs(result.difference) <= CHANCE_ERRORS * result.difference_error
+
+
+def _notes(record: Record) -> str:
+    return "\n".join(_note(name, text) for name, text in [*_caveats(record), *_facts(record)])
+
+
+def _caveats(record: Record) -> Iterator[tuple[str, str]]:
+    """What a reader must know before believing the numbers."""
+    if any(result.difference is not None and could_be_chance(result) for result in record.results):
+        yield CHANCE, f"within {CHANCE_ERRORS} standard errors of no difference, so it may be chance"
+    for result in record.results:
+        if result.skipped:
+            yield "skipped", f"{result.task}: {result.skipped}"
+        if result.truncated:
+            yield "truncated", f"{result.task}: {result.truncated} samples lost tokens to the model's window"
+    if record.partial:
+        yield "partial", "--limit left items out, so the leaderboard leaves this record out"
+    if record.fallbacks:
+        more = len(record.fallbacks) - 1
+        yield "fallback", record.fallbacks[0] + (f"; and {more} more, see the record" if more else "")
+
+
+def _facts(record: Record) -> Iterator[tuple[str, str]]:
+    if record.model.layers:
+        widths = record.allocation.histogram.items()
+        yield "experts", ", ".join(f"{n} at {width} bit{'s' * (width > 1)}" for width, n in widths)
+    sizes = record.bits.bytes
+    yield "weights", _sum(((name, _megabytes(size)) for name, size in sizes.items()), _megabytes(sum(sizes.values())))
+    if record.stages:
+        seconds = record.stages
+        yield "time", _sum(((name, f"{t:.1f} s") for name, t in seconds.items()), f"{sum(seconds.values()):.1f} s")
+    if record.isolation:
+        yield "programs", f"run with {record.isolation}"
+
+
+def _sum(parts: Iterable[tuple[str, str]], total: str) -> str:
+    return f"{total}: {', '.join(f'{name} {amount}' for name, amount in parts)}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
+
+
+def _note(name: str, text: str) -> str:
+    return textwrap.fill(text, COLUMNS, initial_indent=f"{name:<11}", subsequent_indent=" " * 11)
+
+
+def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+    """A table in plain text, its first `left` columns aligned to the left and the rest to the right."""
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    lines = [heads, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "  ".join(f"{cell:{'<' if at < left else '>'}{widths[at]}}" for at, cell in enumerate(line)).rstrip()
+        for line in lines
+    )
