@@ -48,7 +48,8 @@ def ids(text: str) -> list[int]:
 @torch.inference_mode()
 def plain_greedy(lm: LanguageModel, prompt: str, steps: int) -> list[int]:
     """Argmax of a full forward over everything so far, step by step."""
-    context, written = ids(prompt), []
+    context = ids(prompt)
+    written: list[int] = []
     for _ in range(steps):
         token = int(lm.model(input_ids=torch.tensor([[*context, *written]])).logits[0, -1].argmax())
         if token == lm.tokenizer.eos_token_id:
@@ -100,7 +101,7 @@ def counted_tokens(lm: LanguageModel) -> list[int]:
 
 def test_greedy_says_whether_every_token_is_the_likeliest() -> None:
     lm = language_model()
-    written = tiny_tokenizer().decode(plain_greedy(lm, "hello", 1))
+    written = text_of(plain_greedy(lm, "hello", 1))
     likeliest, other = lm.loglikelihoods([("hello", written), ("hello", "~" if written != "~" else "!")])
     assert likeliest.greedy and not other.greedy
 
@@ -208,12 +209,12 @@ def test_generation_is_the_argmax_of_full_forwards(architecture: str) -> None:
     lm = language_model(architecture)
     expected = [plain_greedy(lm, prompt, 12) for prompt in PROMPTS]
     found = lm.generate(PROMPTS, stop=[], max_new_tokens=12)
-    for prompt, tokens, (completion,) in zip(PROMPTS, expected, found, strict=True):
-        assert completion.text == text_after(prompt, tokens) and completion.tokens == len(tokens)
+    for tokens, (completion,) in zip(expected, found, strict=True):
+        assert completion.text == text_of(tokens) and completion.tokens == len(tokens)
         assert completion.finish == ("length" if len(tokens) == 12 else "end")
 
 
-def text_after(prompt: str, tokens: list[int]) -> str:
+def text_of(tokens: list[int]) -> str:
     return str(tiny_tokenizer().decode(tokens, skip_special_tokens=True))
 
 
@@ -263,7 +264,7 @@ def test_samples_follow_the_models_distribution() -> None:
     with torch.inference_mode():
         share = (lm.model(input_ids=torch.tensor([ids("hello")])).logits[0, -1].double() / 0.7).softmax(-1).numpy()
     for token in np.argsort(-share)[:20]:
-        text = tiny_tokenizer().decode([int(token)], skip_special_tokens=True)
+        text = text_of([int(token)])
         if text.isascii() and text.isprintable() and text:  # half a character is not told from another half
             found = sum(c.text == text for c in drawn) / n
             assert abs(found - share[token]) < 5 * math.sqrt(share[token] * (1 - share[token]) / n)

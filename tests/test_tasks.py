@@ -26,7 +26,6 @@ from mcbench.sandbox import Isolation
 from mcbench.task import (
     ChoiceTask,
     CodeTask,
-    Estimate,
     GenerationTask,
     PerplexityTask,
     SampleFile,
@@ -145,9 +144,10 @@ def test_the_protocol_changes_with_all_that_moves_the_number() -> None:
 
 
 def test_the_standard_error_of_an_accuracy_is_binomial() -> None:
-    estimate = mean([1.0] * 30 + [0.0] * 70)
-    assert estimate == Estimate(0.3, 100, pytest.approx(math.sqrt(0.3 * 0.7 / 99)), 30)
-    assert mean([0.25, 0.75]) == Estimate(0.5, 2, pytest.approx(np.std([0.25, 0.75], ddof=1) / math.sqrt(2)), None)
+    value, n, error, k = mean([1.0] * 30 + [0.0] * 70)
+    assert (value, n, k) == (0.3, 100, 30) and error == pytest.approx(math.sqrt(0.3 * 0.7 / 99))
+    value, n, error, k = mean([0.25, 0.75])
+    assert (value, n, k) == (0.5, 2, None) and error == pytest.approx(np.std([0.25, 0.75], ddof=1) / math.sqrt(2))
     assert mean([1.0]).standard_error is None
 
 
