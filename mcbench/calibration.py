@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +66,9 @@ class CalibrationSettings:
     divergence_sequences: int = 8
     divergence_length: int = 256
     hutchinson_probes: int = 64
-    predictor_width: int = 256
+    predictor_width: int = 128
     predictor_steps: int = 300
-    predictor_tokens: int = 1024
+    predictor_tokens: int = 512
     starved_share: float = 0.25
     seed: int = 0
 
@@ -198,17 +199,17 @@ class _Run:
     def stats(self, journal: Journal) -> CalibrationStats:
         model = self.model
         rows = [
-            journal.get(f"layer {layer}", lambda layer=layer: self._layer(layer))  # type: ignore[misc]
+            journal.get(f"layer {layer}", partial(self._layer, layer))
             for layer in track(range(model.layers), model.layers, "calibrating")
         ]
         tables = {name: np.array([row["tables"][name] for row in rows]) for name in rows[0]["tables"]}
         tables["token_count"] = tables["token_count"].astype(np.int64)
         tables["weight_ratio"] = tables["weight_ratio"].reshape(model.layers, model.top_k - 1)
+        fallbacks = [line for row in rows for line in row["fallbacks"]]
         divergences = [need for need in sorted(self.needs) if need.startswith("output_divergence")]
         if divergences:
-            tables |= self._divergences(divergences, journal)
+            tables |= self._divergences(divergences, journal, tables, fallbacks)
         features = max(model.weight(0, projection).shape[-1] for projection in PROJECTIONS)
-        fallbacks = [line for row in rows for line in row["fallbacks"]]
         return CalibrationStats(
             count=model.weight_count(),
             widths=self.widths,
@@ -298,13 +299,15 @@ class _Run:
                 if exact:
                     moment = float(x.double().square().sum())
                 else:
-                    moment = hutchinson_trace(lambda v, x=x: x.T @ (x @ v), x.shape[1], probes, generator)  # type: ignore[misc]
+                    moment = hutchinson_trace(partial(_gram_product, x), x.shape[1], probes, generator)
                 traces[projection] += 2 * own[projection].shape[0] * moment / len(tokens.hidden)
         return sum(traces.values()) / sum(weight.numel() for weight in own.values())
 
     # ---- the model's output, expert by expert
 
-    def _divergences(self, needs: Sequence[str], journal: Journal) -> dict[str, Any]:
+    def _divergences(
+        self, needs: Sequence[str], journal: Journal, tables: dict[str, Any], fallbacks: list[str]
+    ) -> dict[str, Any]:
         """[L, E, W] tables of output_divergence:MEASURE:QUANTIZER."""
         data = self.data.head(self.settings.divergence_sequences, self.settings.divergence_length)
         quantizers = sorted({need.split(":")[2] for need in needs})
@@ -314,21 +317,64 @@ class _Run:
         def measure(layer: int, expert: int) -> dict[str, list[list[float]]]:
             if not output:
                 output.append(OutputDivergence(self.model, data))
+            if not output[0].touches(layer, expert):
+                return {}
             return {
                 quantizer: [output[0].of(layer, expert, self.candidates[quantizer], width) for width in self.widths]
                 for quantizer in quantizers
             }
 
         found = [
-            journal.get(f"divergence {layer} {expert}", lambda place=(layer, expert): measure(*place))  # type: ignore[misc]
+            journal.get(f"divergence {layer} {expert}", partial(measure, layer, expert))
             for layer, expert in track(places, len(places), "output divergence")
         ]
-        tables = {}
-        for need in needs:
-            _, kind, quantizer = need.split(":")
-            values = np.array([row[quantizer] for row in found])  # [L*E, W, 2]
-            tables[need] = values[..., ("kl", "fnorm").index(kind)].reshape(self.model.layers, self.model.experts, -1)
-        return tables
+        shape = (self.model.layers, self.model.experts)
+        touched = np.array([bool(row) for row in found]).reshape(shape)
+        nothing = [[0.0, 0.0]] * len(self.widths)
+        divergences = {}
+        for quantizer in quantizers:
+            measured = np.array([row.get(quantizer, nothing) for row in found]).reshape(*shape, -1, 2)  # [L, E, W, 2]
+            if not touched.all():
+                squares = self._squared_errors(quantizer, journal, tables)  # [L, E, W]
+                measured[..., 0] = _estimated(measured[..., 0], squares, touched)
+                measured[..., 1] = np.sqrt(_estimated(measured[..., 1] ** 2, squares, touched))
+            for need in needs:
+                if need.endswith(f":{quantizer}"):
+                    divergences[need] = measured[..., ("kl", "fnorm").index(need.split(":")[1])]
+        fallbacks += [
+            f"expert {expert} of layer {layer} is not used in the text of the output divergence: estimated from its "
+            "block error over the whole calibration text"
+            for layer, expert in np.argwhere(~touched)
+        ]
+        return divergences
+
+    def _squared_errors(self, quantizer: str, journal: Journal, tables: dict[str, Any]) -> np.ndarray[Any, Any]:
+        """[L, E, W] squared quantisation error, measured now where no method needed it before."""
+        name = f"quantization_error:{quantizer}"
+        if name in tables:
+            return np.asarray(tables[name]) ** 2
+
+        def measure(layer: int) -> list[list[float]]:
+            inputs, candidates = self.activations.layer(layer), self.candidates[quantizer]
+            replayed = [_replayed(inputs, expert) for expert in range(self.model.experts)]
+            return [self._squares(layer, e, tokens, candidates).sum(-1).tolist() for e, tokens in enumerate(replayed)]
+
+        layers = range(self.model.layers)
+        return np.array([journal.get(f"squares {quantizer} {layer}", partial(measure, layer)) for layer in layers])
+
+
+def _estimated(
+    measured: np.ndarray[Any, Any], squares: np.ndarray[Any, Any], touched: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any]:
+    """[L, E, W] with the rows that were not `touched` [L, E] in proportion to their squared block error.
+
+    A small change of a block moves the output's divergence with its square; the factor is that of the layer's other
+    experts, all widths together.
+    """
+    seen = touched[..., None]
+    factor = (measured * seen).sum((1, 2)) / np.maximum((squares * seen).sum((1, 2)), np.finfo(float).tiny)  # [L]
+    estimate: np.ndarray[Any, Any] = np.where(seen, measured, factor[:, None, None] * squares)
+    return estimate
 
 
 class OutputDivergence:
@@ -350,11 +396,13 @@ class OutputDivergence:
                 self.logits, self.entering = model.logits(ids, mask), ()
         self.chosen = chosen[: model.layers]
 
+    def touches(self, layer: int, expert: int) -> bool:
+        """Whether any real token of the text chose the expert."""
+        return bool((self.chosen[layer] == expert).any())
+
     def of(self, layer: int, expert: int, candidates: Candidates, width: int) -> list[float]:
         """Mean over all real tokens of KL(original || changed) in nats, and Frobenius norm of the logits' change."""
         touched = (self.chosen[layer] == expert).any(-1).nonzero()[:, 0].cpu()
-        if not len(touched):
-            return [0.0, 0.0]
         ids, mask = self.data.input_ids[touched], self.data.attention_mask[touched]
         with self._replaced(layer, expert, candidates, width):
             if self.entering:
@@ -427,6 +475,11 @@ def _routing(inputs: LayerInputs, experts: int) -> dict[str, Any]:
         "block_cosine": float(inputs.cosine.double().mean()),
         "block_norm": [float(norm.double().mean()) for norm in (inputs.input_norm, inputs.output_norm)],
     }
+
+
+def _gram_product(x: Tensor, vectors: Tensor) -> Tensor:
+    """x^T x applied to [in, probes], without forming it."""
+    return (x.T @ (x @ vectors.to(x.device))).cpu()
 
 
 def hutchinson_trace(product: Callable[[Tensor], Tensor], size: int, probes: int, generator: torch.Generator) -> float:

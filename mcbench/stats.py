@@ -144,6 +144,11 @@ class CalibrationStats:
         """(layer, expert) of every expert chosen by some token but by fewer than `starved_below`."""
         return _places((self.token_count > 0) & (self.token_count < self.starved_below))
 
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """Every number that had to be estimated because its expert saw no token, in words."""
+        return tuple(self.provenance.get("fallbacks", ()))
+
     def table(self, name: str) -> Array:
         """The statistic that a method calls `name` in its `needs`; BadInput where it was not collected."""
         if name not in self.tables:

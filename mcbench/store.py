@@ -192,8 +192,8 @@ class ExpertStore:
             fallbacks += [Fallback(layer, expert, p, len(token), remedy) for p in PROJECTIONS if p in starved]
             if not len(token):
                 # with the identity no error is worth feeding back: every weight is rounded to nearest
-                into.append(torch.eye(features["gate"]))
-                hidden.append(torch.eye(features["down"]))
+                into.append(torch.eye(features["gate"], device=inputs.hidden.device))
+                hidden.append(torch.eye(features["down"], device=inputs.hidden.device))
                 continue
             if "gate" in starved and everyone is None:
                 everyone = _mean_square(inputs.hidden)

@@ -76,8 +76,9 @@ def calibration_data(
     length: 512 by default, or the model's context where that is shorter.
     seed: the order of the documents, and which blocks are taken where there are more than needed.
 
-    Documents are joined by the tokenizer's end-of-text token and cut into blocks without padding, as GPTQ and MC-MoE
-    do. Raises BadInput for a missing, empty, unreadable or too short text and for a model without a tokenizer.
+    Every document opens with the tokenizer's BOS token (EOS where it has none); all are joined and cut into blocks
+    without padding, as GPTQ and MC-MoE do. Raises BadInput for a missing, empty, unreadable or too short text and for a
+    model without a tokenizer.
     """
     tokenizer = model.tokenizer  # BadInput where there is none
     if samples < 1:
@@ -110,8 +111,8 @@ def calibration_data(
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     ids = list(tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
-    end = tokenizer.eos_token_id
-    return ids if end is None or not ids or ids[-1] == end else [*ids, end]
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return ids if start is None or ids[:1] == [start] else [start, *ids]
 
 
 def _reference_texts(seed: int) -> Iterator[str]:

@@ -14,7 +14,7 @@ from mcbench.errors import BadInput
 from mcbench.model import MoEModel
 from mcbench.text import CalibrationData, calibration_data
 
-MODEL = tiny_mixtral()  # one token a byte, end-of-text 2
+MODEL = tiny_mixtral()  # one token a byte, BOS is 1
 LINES = [f"document {i} speaks of {i * 7} apples and {i * 3} pears." for i in range(40)]
 
 
@@ -52,9 +52,16 @@ def tiny_ids() -> torch.Tensor:
     return torch.arange(8).view(2, 4)
 
 
-def test_documents_end_with_the_end_of_text_token(tmp_path: Path) -> None:
+def test_every_document_opens_with_one_bos_token(tmp_path: Path) -> None:
     data = calibration_data(MODEL, written(tmp_path, "jsonl"), samples=20, length=64)
-    assert 15 <= int((data.input_ids == 2).sum()) <= 40
+    assert data.input_ids[0, 0] == 1
+    assert 20 * 64 / 50 < int((data.input_ids == 1).sum()) <= len(LINES)  # a line has fewer than 50 bytes
+
+
+def test_the_reference_text_is_the_default() -> None:
+    data = calibration_data(MODEL, samples=3, length=64)
+    assert (data.source, data.tokens) == ("reference", 3 * 64)
+    assert data.digest == calibration_data(MODEL, samples=3, length=64).digest
 
 
 def test_a_short_text_says_how_many_tokens_it_has_and_how_many_are_needed(tmp_path: Path) -> None:
