@@ -137,14 +137,17 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from mcbench.composition import defaults
+
+    usual = defaults()
     run = _command(commands, "run", _run, "compress a model, evaluate it, write a record")
-    run.add_argument("--method", default="pmq", metavar="STRING", help="such as 'pmq(beta=1)+hqq'")
+    run.add_argument("--method", default=usual["method"], metavar="STRING", help="such as 'pmq(beta=1)+hqq'")
     budget = run.add_mutually_exclusive_group()
     budget.add_argument("--bits", type=float, metavar="B", help="average bits as the papers label it")
     budget.add_argument("--expert-bits", type=float, metavar="B", help="average bits over routed experts alone")
     run.add_argument("--widths", default="1,2,3", metavar="LIST", help="candidate widths of an expert, in bits")
-    run.add_argument("--model", default="reference", metavar="NAME", help="a name, folder or hub id")
-    run.add_argument("--tasks", default="mini", metavar="LIST", help="tasks or suites, by commas")
+    run.add_argument("--model", default=usual["model"], metavar="NAME", help="a name, folder or hub id")
+    run.add_argument("--tasks", default=usual["tasks"], metavar="LIST", help="tasks or suites, by commas")
     run.add_argument("--calibration", metavar="FILE", help="text to calibrate on: .txt, .json or .jsonl")
     run.add_argument("--samples", type=int, metavar="N", help="calibration sequences")
     run.add_argument("--length", type=int, metavar="T", help="tokens in a calibration sequence")
