@@ -98,7 +98,7 @@ class LanguageModel:
     models whose routing looks at later tokens; where rows of a model's cache cannot be copied, that is done anyway.
 
     Raises BadInput for a model without tokenizer, CheckFailed where the fast path and a plain forward of the same
-    model differ by more than `tolerance` (nats per request).
+    model differ by more than `tolerance` (nats per token; in 16 bits a rounded router may choose other experts).
     """
 
     def __init__(
@@ -174,10 +174,10 @@ class LanguageModel:
     ) -> list[WindowLoss]:
         """The loss of every window of the texts; perplexity is exp(sum of losses / sum of tokens).
 
-        "rolling" (lm-eval): every token of every text is scored once, in windows of `window` predictions; the first
-        token after BOS (or EOS), later windows after the last token of the one before. "disjoint" (GPTQ's
-        evaluation): each text, with its BOS if the tokenizer adds one, is cut into windows of `window` tokens, the
-        remainder dropped, and the first token of a window is not scored.
+        "rolling" (lm-eval): every token of every text is scored once, a BOS that the tokenizer adds included, in
+        windows of `window` predictions; the first token after BOS (or EOS), later windows after the last token of
+        the one before, a last shorter window after as much text as fits. "disjoint" (GPTQ's evaluation): each text is
+        cut into windows of `window` tokens, the rest dropped, and the first token of a window is not scored.
         """
         found: dict[int, WindowLoss] = {}
         for batch in self.perplexity_batches(texts, window, style):
@@ -310,9 +310,13 @@ class LanguageModel:
         return ids[-room:] if ids else [self._prefix()]
 
     def _rolling(self, text: str, window: int) -> list[_Request]:
-        (ids,) = self._encode([text], special=False)
-        ids = [self._prefix(), *ids]
-        return [_Request((ids[at],), tuple(ids[at + 1 : at + 1 + window]), 0) for at in range(0, len(ids) - 1, window)]
+        (ids,) = self._encode([text])
+        requests = []
+        for start in range(0, len(ids), window):
+            end = min(start + window, len(ids))
+            context = ids[end - window - 1 : start] if start else [self._prefix()]
+            requests.append(_Request(tuple(context), tuple(ids[start:end]), 0))
+        return requests
 
     def _disjoint(self, text: str, window: int) -> list[_Request]:
         (ids,) = self._encode([text])
@@ -552,15 +556,15 @@ class LanguageModel:
         fast: dict[int, LogLikelihood] = {}
         for batch in self._score(requests, frozenset()):
             fast.update(batch)
-        worst = 0.0
+        worst = 0.0  # nats per token
         for at, request in enumerate(requests):
             value = self._plain_loglikelihood(request)
-            worst = max(worst, abs(value - fast[at].value))
+            worst = max(worst, abs(value - fast[at].value) / len(request.continuation))
         advice = "; try prefix_sharing=False, or another attention or experts implementation"
         if not worst <= self.tolerance:
             raise CheckFailed(
                 f"the batched, cached log-likelihoods of this model differ from plain ones by {worst:.3g} nats "
-                f"(tolerance {self.tolerance:g}){advice}"
+                f"per token (tolerance {self.tolerance:g}){advice}"
             )
         rows = [(n, 0) for n in range(len(contexts))]
         allowance = Prompt("", (), min(5, self.window - room))
