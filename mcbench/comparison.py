@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -43,12 +42,7 @@ def difference(scores: Scores, other: Scores) -> Difference | None:
         raise BadInput(f"the two runs of {scores.protocol} did not answer the same samples")
     if "loss" in ours[0]:
         return _of_perplexities(ours, theirs)
-    return _of_shares([_share(row, scores.metric) for row in ours], [_share(row, other.metric) for row in theirs])
-
-
-def _share(row: Row, metric: str) -> float:
-    value: Any = row[metric]
-    return float(value)
+    return _of_shares([float(row["correct"]) for row in ours], [float(row["correct"]) for row in theirs])
 
 
 def _of_shares(ours: Sequence[float], theirs: Sequence[float]) -> Difference:

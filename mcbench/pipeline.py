@@ -84,7 +84,7 @@ def run(
             with clock.stage("allocate"):
                 allocation = composition.allocator.allocate(stats, budget)
             with clock.stage("compress"):
-                learnt = _compress(moe, budget, allocation, store, stats, data, seed, save)
+                learnt = _compress(moe, budget, allocation, store, stats, data, seed, str(composition), save)
             with clock.stage("evaluate"):
                 after = exam.take(moe, learnt.identity, f"{composition} {budget.asked:g}")
         record = _record(composition, moe, learnt, before, after, clock, seed, command)
@@ -237,11 +237,12 @@ def _compress(
     stats: CalibrationStats,
     data: CalibrationData,
     seed: int,
+    method: str,
     save: str | Path | None,
 ) -> Compressed:
     from mcbench.compression import compress
 
-    compressed = compress(moe, allocation, store)
+    compressed = compress(moe, allocation, store, method=method)
     if save is not None:
         compressed.save(save)
     calibration = recorded.Calibration(
@@ -256,21 +257,20 @@ def _compress(
         starved=len(stats.starved),
     )
     fallbacks = (*map(str, store.fallbacks), *stats.provenance.get("fallbacks", ()))
-    identity = hashlib.sha256(f"{store.key} {allocation.to_json()}".encode()).hexdigest()
-    return Compressed(allocation, compressed.sizes, identity, budget, calibration, tuple(dict.fromkeys(fallbacks)))
+    return Compressed(allocation, compressed.sizes, compressed.digest(), budget, calibration, tuple(dict.fromkeys(fallbacks)))
 
 
 def _unchanged(moe: MoEModel, save: str | Path | None) -> Compressed:
     """The model as it is, for the reference row."""
     import numpy as np
 
-    from mcbench.compression import sizes_of
+    from mcbench.compression import uncompressed_sizes
 
     if save is not None:
         raise BadInput("nothing was compressed, so there is nothing to save; leave --save out")
     widths = np.full((moe.layers, moe.experts), 16)
     allocation = BitAllocation(widths, attention=16, shared=16, router=16)
-    return Compressed(allocation, sizes_of(moe), moe.digest())
+    return Compressed(allocation, uncompressed_sizes(moe), moe.digest())
 
 
 def _record(
@@ -317,11 +317,11 @@ def _record(
         bits=recorded.Bits(
             asked=budget.asked if budget else None,
             asked_as=budget.asked_as if budget else "",
-            expert=learnt.allocation.expert_average,
-            label=learnt.allocation.label(count),
-            whole_model=learnt.allocation.whole_model(count),
-            stored=sizes.stored_bits,
-            bytes=sizes.by_component,
+            expert=sizes.expert,
+            label=sizes.label,
+            whole_model=sizes.whole_model,
+            stored=sizes.stored,
+            bytes=sizes.bytes,
         ),
         allocation=learnt.allocation,
         results=results,

@@ -14,7 +14,7 @@ from mcbench.task import Scores
 
 
 def scores(right: list[bool], protocol: str = "quiz@1") -> Scores:
-    rows: list[dict[str, Any]] = [{"id": str(i), "acc": r} for i, r in enumerate(right)]
+    rows: list[dict[str, Any]] = [{"id": str(i), "correct": r} for i, r in enumerate(right)]
     return Scores("quiz", protocol, "acc", True, sum(right) / len(right), len(right), samples=rows)
 
 
