@@ -191,9 +191,9 @@ class ExpertStore:
             remedy = "Hessian of all tokens of the layer" if len(token) else "round-to-nearest"
             fallbacks += [Fallback(layer, expert, p, len(token), remedy) for p in PROJECTIONS if p in starved]
             if not len(token):
-                # with the identity no error is worth feeding back: every weight is rounded to nearest
-                into.append(torch.eye(features["gate"], device=inputs.hidden.device))
-                hidden.append(torch.eye(features["down"], device=inputs.hidden.device))
+                # no input, no error: a quantiser rounds every weight to nearest and must never make it zero
+                into.append(inputs.hidden.new_zeros(features["gate"], features["gate"], dtype=torch.float32))
+                hidden.append(inputs.hidden.new_zeros(features["down"], features["down"], dtype=torch.float32))
                 continue
             if "gate" in starved and everyone is None:
                 everyone = _mean_square(inputs.hidden)

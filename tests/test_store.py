@@ -12,6 +12,7 @@ from tiny import random_tokens, tiny_mixtral, tiny_model
 from torch import Tensor
 
 from mcbench.activations import Activations
+from mcbench.composition import METHODS
 from mcbench.errors import BadInput
 from mcbench.model import MoEModel
 from mcbench.quantization import QuantizedTensor, round_to_nearest
@@ -117,8 +118,25 @@ def test_experts_without_enough_tokens_are_recorded_and_never_zeroed() -> None:
     assert any(f.tokens == 0 for f in store.fallbacks)
     everyone = inputs.layer(0).hidden
     for expert, count in enumerate(torch.bincount(inputs.layer(0).index.flatten(), minlength=model.experts)):
-        wanted = 2 * everyone.T @ everyone / len(everyone) if count else torch.eye(everyone.shape[1])
-        torch.testing.assert_close(quantizer.hessians[0][expert], wanted)
+        wanted = 2 * everyone.T @ everyone / len(everyone)
+        torch.testing.assert_close(quantizer.hessians[0][expert], wanted if count else 0 * wanted)
+
+
+def test_gptq_rounds_an_unseen_expert_to_nearest_and_treats_each_row_as_if_alone() -> None:
+    gptq, rtn = METHODS.get("gptq")(), METHODS.get("rtn")()
+    model, data = tiny_mixtral(), text(sequences=1, length=3)
+    store = ExpertStore(model, data, gptq, "gptq", (1, 2, 3))
+    store.prepare()
+    unseen = next(f for f in store.fallbacks if not f.tokens)
+    for width in store.widths:
+        for projection in PROJECTIONS:
+            weight = model.weight(unseen.layer, projection)[unseen.expert][None]
+            nearest = rtn.quantize(weight, (width,), None)[width].dequantize()[0]
+            assert torch.equal(store.dequantized(unseen.layer, unseen.expert, projection, width), nearest)
+    weights, rows = torch.randn(3, 40, 24), torch.randn(3, 100, 24)
+    hessian = rows.transpose(1, 2) @ rows
+    together = gptq.quantize(weights, (2,), hessian)[2].dequantize()
+    assert torch.equal(together[:, :16], gptq.quantize(weights[:, :16], (2,), hessian)[2].dequantize())
 
 
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_codes(tmp_path: Path) -> None:
