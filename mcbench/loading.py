@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from mcbench.checkpoint import is_compressed, read_compressed
 from mcbench.errors import BadInput
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -24,7 +25,12 @@ def read_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -
     if dtype not in DTYPES:
         raise BadInput(f"a dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
     source = _source(name_or_path)
-    model = _weights(source, name_or_path, dtype)
+    if is_compressed(source):
+        model = read_compressed(source)
+        for parameter in model.parameters() if dtype != "auto" else ():
+            parameter.data = parameter.data.to(getattr(torch, dtype))
+    else:
+        model = _weights(source, name_or_path, dtype)
     refuse_bad_numbers(model, name_or_path)
     try:
         model.to(torch.device(device))  # type: ignore[arg-type]

@@ -127,6 +127,10 @@ class MoEModel:
         return self.is_moe and self._rule(0).normalizes
 
     @property
+    def has_tokenizer(self) -> bool:
+        return self._tokenizer is not None
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Raises BadInput where the model came without one."""
         if self._tokenizer is None:

@@ -1,0 +1,221 @@
+"""The folder of a compressed model: one safetensors file with packed codes and kept tensors, and what explains it.
+
+    model.safetensors   per MoE layer, projection and width one stack of codes, `<experts>.<projection>.<width>.packed`,
+                        `.scale` and `.offset`, experts in rising order; `.16.kept` where nothing was quantised; per
+                        attention or shared linear `<linear>.weight.<width>.packed` and so on; all else under its name
+    compression.json    method, width of every expert, dtypes
+    config.json         the model's own, with `quantization_config` naming mcbench
+    tokenizer files     as the model had them
+
+A kept tensor is stored in 16 bits where that loses nothing, else as it is. The file is written here, not by the
+safetensors package, so that its size is known to the byte before it exists and a second copy of the model never is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from mcbench.allocation import BitAllocation
+from mcbench.errors import BadInput
+from mcbench.experts import PROJECTIONS, find_experts
+from mcbench.quantization import QuantizedTensor
+
+SCHEMA = 1
+WEIGHTS, COMPRESSION = "model.safetensors", "compression.json"
+QUANT_METHOD = "mcbench"
+FIELDS = ("packed", "scale", "offset")
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a weights file and the component of the model whose bytes it is."""
+
+    name: str
+    tensor: Tensor
+    component: str
+
+
+def header(entries: Iterable[Entry]) -> bytes:
+    """The length and the JSON that open a safetensors file of these entries, padded to whole 8 bytes."""
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for entry in entries:
+        size = entry.tensor.nbytes
+        dtype = _NAMES[entry.tensor.dtype]
+        table[entry.name] = {"dtype": dtype, "shape": list(entry.tensor.shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def in_file_order(entries: Iterable[Entry]) -> list[Entry]:
+    """Wide types first, so that every tensor starts at a multiple of its own item size."""
+    return sorted(entries, key=lambda entry: (-entry.tensor.dtype.itemsize, entry.name))
+
+
+def write_weights(file: BinaryIO, entries: list[Entry]) -> None:
+    """Writes a safetensors file, one tensor in memory at a time."""
+    file.write(header(entries))
+    for entry in entries:
+        data = entry.tensor.detach().cpu().contiguous().reshape(-1)
+        file.write(data.view(torch.uint8).numpy().data)
+
+
+def narrowed(tensor: Tensor) -> Tensor:
+    """The same values in 16 bits where every one of them fits, else the tensor itself."""
+    if tensor.dtype in (torch.float32, torch.float64):
+        for dtype in (torch.bfloat16, torch.float16):
+            short = tensor.to(dtype)
+            if torch.equal(short.to(tensor.dtype), tensor):
+                return short
+    return tensor
+
+
+def untied(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The persistent tensors of a model by name, those that share memory only once."""
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    kept: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        place = (tensor.data_ptr(), tuple(tensor.shape))
+        if tensor.numel() == 0 or place not in seen:
+            kept[name] = tensor
+        seen.add(place)
+    return kept
+
+
+def is_compressed(folder: str | Path) -> bool:
+    return (Path(folder) / COMPRESSION).is_file()
+
+
+def read_compressed(folder: str | Path) -> PreTrainedModel:
+    """The model of such a folder with dequantised weights: bit for bit what was evaluated.
+
+    Raises BadInput for a file that is damaged, incomplete or of a newer schema.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    folder = Path(folder)
+    try:
+        explained = json.loads((folder / COMPRESSION).read_text(encoding="utf-8"))
+        schema = explained["schema"]
+        if schema > SCHEMA:
+            raise BadInput(f"{str(folder)!r} is of schema {schema}, newer than {SCHEMA}; a newer mcbench reads it")
+        model = _empty_model(folder, getattr(torch, explained["dtype"]))
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        _fill(model, stored, BitAllocation.from_json(explained["allocation"]), explained["dtypes"])
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        if isinstance(error, BadInput):
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise BadInput(f"the compressed model {str(folder)!r} is damaged or incomplete: {text}") from error
+    return model
+
+
+def stacks(
+    stored: Mapping[str, Tensor], prefix: str, shape: tuple[int, int]
+) -> Iterator[tuple[int, QuantizedTensor | Tensor]]:
+    """The codes, or kept matrices, of every width that the file has under a prefix, for matrices [out, in]."""
+    rows, columns = shape
+    for name in sorted(stored):
+        if not name.startswith(f"{prefix}.") or name.count(".") != prefix.count(".") + 2:
+            continue
+        width, _, part = name[len(prefix) + 1 :].partition(".")
+        if part == "kept":
+            yield int(width), stored[name]
+        elif part == "packed":
+            fields = {field: stored.get(f"{prefix}.{width}.{field}") for field in FIELDS}
+            packed, scale, offset = fields["packed"], fields["scale"], fields["offset"]
+            assert packed is not None
+            if scale is None:
+                raise BadInput(f"the weights file has no {prefix}.{width}.scale")
+            group = columns // scale.shape[-1]
+            yield int(width), QuantizedTensor(
+                packed=packed,
+                scale=scale,
+                offset=offset,
+                shape=(len(packed), rows, columns),
+                bits=int(width),
+                group_size=group,
+                asked_group_size=group,
+            )
+
+
+def _fill(
+    model: PreTrainedModel, stored: dict[str, Tensor], allocation: BitAllocation, dtypes: Mapping[str, str]
+) -> None:
+    """Puts every tensor of the file into the model; raises BadInput where one is missing or left over."""
+    used: set[str] = set()
+    state = model.state_dict()
+    wanted = set(untied(model))
+    for layer, experts in enumerate(find_experts(model)):
+        for projection in PROJECTIONS:
+            target = experts.matrices(projection)
+            prefix = f"{experts.name}.{projection}"
+            found = set()
+            for width, codes in stacks(stored, prefix, (target.shape[1], target.shape[2])):
+                where = [e for e in range(experts.count) if allocation.widths[layer, e] == width]
+                if len(codes) != len(where):
+                    raise BadInput(f"{prefix} has {len(codes)} matrices of {width} bits, {len(where)} are allocated")
+                target[where] = _values(codes, target.dtype)
+                used |= {name for name in stored if name.startswith(f"{prefix}.{width}.")}
+                found.update(where)
+            if len(found) != experts.count:
+                raise BadInput(f"the weights file lacks {experts.count - len(found)} matrices of {prefix}")
+        wanted -= {f"{experts.name}.gate_up_proj", f"{experts.name}.down_proj"}
+    assigned: dict[str, Tensor] = {}
+    for name in wanted:
+        if name in stored:
+            value = stored[name]
+            assigned[name] = value.to(getattr(torch, dtypes[name])) if name in dtypes else value
+            used.add(name)
+            continue
+        shape = state[name].shape
+        for width, codes in stacks(stored, name, (shape[0], shape[-1])) if len(shape) == 2 else ():
+            assigned[name] = _values(codes, state[name].dtype)[0]
+            used |= {key for key in stored if key.startswith(f"{name}.{width}.")}
+    missing, left = sorted(wanted - set(assigned)), sorted(set(stored) - used)
+    if missing or left:
+        what = f"has no {missing[0]}" if missing else f"holds {left[0]}, which the model does not know"
+        raise BadInput(f"the weights file {what}")
+    model.load_state_dict(assigned, strict=False, assign=True)
+    model.tie_weights()
+
+
+def _values(codes: QuantizedTensor | Tensor, dtype: torch.dtype) -> Tensor:
+    return codes.dequantize(dtype) if isinstance(codes, QuantizedTensor) else codes.to(dtype)
+
+
+def _empty_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a configuration, its weights not yet set."""
+    from transformers.initialization import no_init_weights
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with no_init_weights():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.tie_weights()
+    return model
