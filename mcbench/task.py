@@ -286,7 +286,7 @@ class CodeTask(Task):
     k: int = 1
     temperature: float = 0.8
     top_p: float = 0.95
-    seed: int = 0
+    sampling_seed: int = 0
     cpu_seconds: int = 2
 
     def __post_init__(self) -> None:
@@ -321,7 +321,9 @@ class CodeTask(Task):
         from mcbench.evaluation import Prompt, Sampling
 
         prompts = [Prompt(item.prompt, item.stop, item.max_new_tokens) for item in items]
-        sampling = Sampling(self.temperature, self.top_p, self.samples, self.seed) if self.samples > 1 else None
+        sampling = (
+            Sampling(self.temperature, self.top_p, self.samples, self.sampling_seed) if self.samples > 1 else None
+        )
         for batch in lm.generate_batches(prompts, sampling, done):
             yield self._run({at: c for at, c in batch.items() if at not in done}, items)
 
