@@ -11,6 +11,7 @@ import functools
 import hashlib
 import inspect
 import json
+import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
@@ -119,7 +120,8 @@ class LanguageModel:
         self.tokenizer: Any = tokenizer
         self.tokens_per_batch = tokens_per_batch
         self.window = _window(model, tokenizer)
-        self.tolerance = 2e-3 if model.dtype in (torch.float32, torch.float64) else 0.5
+        self._exact = model.dtype in (torch.float32, torch.float64)
+        self.tolerance = 2e-3 if self._exact else 0.5
         self._identity = identity
         self._accepts = set(inspect.signature(model.forward).parameters)
         self._selects_rows = self._can_select_rows()
@@ -556,10 +558,12 @@ class LanguageModel:
         fast: dict[int, LogLikelihood] = {}
         for batch in self._score(requests, frozenset()):
             fast.update(batch)
-        worst = 0.0  # nats per token
-        for at, request in enumerate(requests):
-            value = self._plain_loglikelihood(request)
-            worst = max(worst, abs(value - fast[at].value) / len(request.continuation))
+        apart = [  # nats per token
+            abs(self._plain_loglikelihood(request) - fast[at].value) / len(request.continuation)
+            for at, request in enumerate(requests)
+        ]
+        # in 16 bits a rounded router may send single tokens elsewhere; a wrong cache or position shows in every request
+        worst = max(apart) if self._exact else statistics.median(apart)
         advice = "; try prefix_sharing=False, or another attention or experts implementation"
         if not worst <= self.tolerance:
             raise CheckFailed(
