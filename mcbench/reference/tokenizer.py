@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from mcbench.reference.world import World, documents
 
@@ -38,9 +38,12 @@ def build(world: World, seed: int = 0, count: int = 30_000) -> Tokenizer:
 
 
 def save(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json, as transformers reads them."""
+    """Write tokenizer.json and tokenizer_config.json for transformers; a text opens with BOS, as in training."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    shipped = Tokenizer.from_str(tokenizer.to_str())
+    start = (BOS, shipped.token_to_id(BOS))
+    shipped.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[start])
+    shipped.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BOS,
