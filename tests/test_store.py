@@ -157,6 +157,16 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_codes(tmp_path: Path)
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_codes_of_another_key_are_not_taken(tmp_path: Path) -> None:
+    first = ExpertStore(tiny_mixtral(seed=1), text(), Rounding(), "rounding", (2,), folder=tmp_path)
+    first.prepare()
+    other = ExpertStore(tiny_mixtral(), text(), Rounding(), "rounding", (2,), folder=tmp_path)
+    assert first.folder is not None
+    assert other.folder is not None
+    first.folder.rename(other.folder)
+    assert same_codes(other, ExpertStore(tiny_mixtral(), text(), Rounding(), "rounding", (2,)))
+
+
 def test_the_key_changes_with_model_text_quantiser_and_widths() -> None:
     model, data = tiny_mixtral(), text()
     keys = [
