@@ -5,15 +5,17 @@ several widths go through the column loop together, sharing one factorisation of
 the same operations as each would alone (element-wise ones on the whole stack, products one matrix at a time), so the
 codes do not depend on who else is in the stack.
 
-Departures from the paper, for the sake of the layer error tr(dW H dW^T): grids are searched far below the full range,
-scales and offsets are fitted again to the finished codes, and a row whose error is above round-to-nearest's keeps the
-codes of round-to-nearest.
+Departures from the paper, each for the sake of the layer error tr(dW H dW^T): a grid is searched far below the full
+range and counts each column's error by what it costs after feedback; scales and offsets are fitted again to the
+finished codes, and the columns gone through once more on those; a row that round-to-nearest serves no worse is left to
+it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -38,6 +40,12 @@ _STACK_BYTES = 1 << 28  # of weights that go through the column loop together
 _MOST_DAMPING = 10.0
 
 
+class GridFit(Protocol):
+    """Makes the grids [...] of groups [..., g] at a number of bits; `cost` [..., g] weighs each column's error."""
+
+    def __call__(self, groups: Tensor, bits: int, cost: Tensor, /) -> Grid: ...
+
+
 @dataclass(frozen=True)
 class Settings:
     """How the column loop runs.
@@ -45,17 +53,19 @@ class Settings:
     group_size: weights of a row that share a scale
     damping: added to the diagonal of the Hessian, as a share of its mean; raised tenfold while that is not positive
     act_order: columns with the largest diagonal first, on groups whose grids are fixed beforehand
-    refit: how often scales and offsets are fitted to the finished codes by least squares in the Hessian's metric
-    fit: makes the grid [...] of groups [..., g] at a number of bits
+    rounds: how often the columns are gone through, from the second time on the grids that the time before left
+    refit: how often, after each round, scales and offsets are fitted to the codes in the Hessian's metric
+    fit: makes the grids of the first round
     feedback_above: widths up to this one correct nothing inside a block, only between blocks
-    never_above_rtn: rows that round-to-nearest quantises better are left to it
+    never_above_rtn: rows that round-to-nearest quantises no worse are left to it
     """
 
     group_size: int = GROUP_SIZE
     damping: float = 0.01
-    act_order: bool = False
+    act_order: bool = True
+    rounds: int = 2
     refit: int = 2
-    fit: Callable[[Tensor, int], Grid] = field(default=fit_grid)
+    fit: GridFit = fit_grid
     feedback_above: int = 0
     never_above_rtn: bool = True
 
@@ -96,30 +106,49 @@ def _gptq_stack(
     """The same for as many matrices as go through the column loop together."""
     group_size = group_size_for(weights.shape[-1], settings.group_size)
     groups: Tensor = weights.unflatten(-1, (-1, group_size))
-    plain = {bits: settings.fit(groups, bits) for bits in widths}  # the grids of round-to-nearest
     damped = [_damped(h, settings.damping) for h in hessian]
     order = torch.arange(weights.shape[-1], device=weights.device).expand(len(weights), -1)  # [N, in]
     if settings.act_order:
         order = torch.stack([h.diagonal().argsort(descending=True, stable=True) for h in hessian])
-    factors = torch.stack([_factor(d.hessian[o][:, o]) for d, o in zip(damped, order, strict=True)])  # [N, in, in]
+    factors = torch.stack([_factor(d.hessian[o][:, o]) for d, o in zip(damped, order, strict=True)]).float()
+    cost = _cost_of_errors(factors, order)  # [N, in]
 
-    codes, grids = _column_loop(weights, widths, factors.float(), order, plain, settings)
-    quantized = {}
-    for bits in widths:
-        rounded = _Coded(encode(weights, plain[bits], bits), plain[bits])
-        parts, notes = [], []
-        for n, (weight, own) in enumerate(zip(weights, damped, strict=True)):
-            part = _refit(weight, _Coded(codes[bits], grids[bits]).of(n), own.hessian, bits, settings.refit)
-            note = own.note
-            if settings.never_above_rtn:
-                part, left = _better_rows(weight, part, rounded.of(n), hessian[n])
-                note += [f"{left} of {len(weight)} rows rounded to nearest: no worse than GPTQ there"] if left else []
-            parts.append(part)
-            notes.append(tuple(note))
-        grid = Grid(torch.stack([p.grid.step for p in parts]), torch.stack([p.grid.low for p in parts]))
-        codes_of_all = torch.stack([p.codes for p in parts])
-        quantized[bits] = QuantizedTensor.encode(codes_of_all, grid, bits, settings.group_size, tuple(notes))
-    return quantized
+    best = {bits: _round_to_nearest(weights, groups, bits) for bits in widths}
+    fixed = None
+    if settings.act_order:
+        fixed = {bits: settings.fit(groups, bits, cost.unflatten(-1, (-1, group_size))[:, None]) for bits in widths}
+    for round_number in range(settings.rounds):
+        found = _column_loop(weights, widths, factors, order, cost, fixed, settings)
+        for bits, coded in found.items():
+            found[bits] = coded = _refit(weights, coded, [d.hessian for d in damped], bits, settings.refit)
+            compared = settings.never_above_rtn or round_number > 0
+            best[bits] = _better_rows(weights, coded, best[bits], hessian) if compared else coded
+        fixed = {bits: coded.grid for bits, coded in found.items()}
+    return {
+        bits: QuantizedTensor.encode(coded.codes, coded.grid, bits, settings.group_size, _notes(damped, coded))
+        for bits, coded in best.items()
+    }
+
+
+def _round_to_nearest(weights: Tensor, groups: Tensor, bits: int) -> _Coded:
+    grid = fit_grid(groups, bits)
+    return _Coded(encode(weights, grid, bits), grid, torch.ones_like(weights[..., 0], dtype=torch.bool))
+
+
+def _notes(damped: Sequence[_Damped], coded: _Coded) -> tuple[tuple[str, ...], ...]:
+    """What did not go as asked, for each matrix."""
+    notes = []
+    for own, rounded in zip(damped, coded.rounded, strict=True):
+        left = int(rounded.sum())
+        rows = f"{left} of {len(rounded)} rows rounded to nearest, which serves them no worse"
+        notes.append((*own.note, rows) if left and own.seen else own.note)
+    return tuple(notes)
+
+
+def _cost_of_errors(factors: Tensor, order: Tensor) -> Tensor:
+    """How much a squared rounding error in each column adds to the layer error after feedback [N, in], mean 1."""
+    cost = factors.diagonal(dim1=1, dim2=2).reciprocal().square().gather(1, order.argsort(dim=1))
+    return cost / cost.mean(1, keepdim=True)
 
 
 # ---- the column loop
@@ -130,9 +159,10 @@ def _column_loop(
     widths: Sequence[int],
     factors: Tensor,
     order: Tensor,
-    plain: dict[int, Grid],
+    cost: Tensor,
+    fixed: dict[int, Grid] | None,
     settings: Settings,
-) -> tuple[dict[int, Tensor], dict[int, Grid]]:
+) -> dict[int, _Coded]:
     """Codes uint8 [N, out, in] and grids [N, out, G] for each width.
 
     Works on [in, W, N, out], so that a column of all matrices at all widths is one piece of memory.
@@ -148,11 +178,15 @@ def _column_loop(
     fitted: list[Grid] = []  # [W, N, out] for each group, where grids come from the updated weights
 
     for start, stop in _blocks(columns, group_size):
-        if settings.act_order:
-            grid = _grids_of_columns(plain, order[:, start:stop] // group_size)  # [B, W, N, out]
+        if fixed is not None:
+            grid = _grids_of_columns(fixed, order[:, start:stop] // group_size)  # [B, W, N, out]
         else:
             if start % group_size == 0:
-                fitted.append(_fit_updated(work[start : start + group_size], widths, settings))
+                fitted.append(
+                    _fit_updated(
+                        work[start : start + group_size], widths, cost[:, start : start + group_size], settings
+                    )
+                )
             grid = Grid(*(t.expand(stop - start, -1, -1, -1) for t in fitted[-1]))
         block, errors = work[start:stop], torch.empty_like(work[start:stop])
         for j in range(stop - start):
@@ -173,13 +207,13 @@ def _column_loop(
         bits: torch.stack([codes[back[n], w, n].T.contiguous() for n in range(matrices)])
         for w, bits in enumerate(widths)
     }
-    if settings.act_order:
-        return chosen, plain
-    grids = {
-        bits: Grid(torch.stack([f.step[w] for f in fitted], -1), torch.stack([f.low[w] for f in fitted], -1))
-        for w, bits in enumerate(widths)
-    }
-    return chosen, grids
+    if fixed is None:
+        fixed = {
+            bits: Grid(torch.stack([f.step[w] for f in fitted], -1), torch.stack([f.low[w] for f in fitted], -1))
+            for w, bits in enumerate(widths)
+        }
+    gptq_rows = torch.zeros_like(weights[..., 0], dtype=torch.bool)
+    return {bits: _Coded(chosen[bits], fixed[bits], gptq_rows) for bits in widths}
 
 
 def _blocks(columns: int, group_size: int) -> list[tuple[int, int]]:
@@ -191,21 +225,21 @@ def _blocks(columns: int, group_size: int) -> list[tuple[int, int]]:
     ]
 
 
-def _fit_updated(work: Tensor, widths: Sequence[int], settings: Settings) -> Grid:
+def _fit_updated(work: Tensor, widths: Sequence[int], cost: Tensor, settings: Settings) -> Grid:
     """The grids [W, N, out] of one group, from its weights [g, W, N, out] as the columns before have left them."""
     groups = work.permute(1, 2, 3, 0).contiguous()
-    grids = [settings.fit(groups[w], bits) for w, bits in enumerate(widths)]
+    grids = [settings.fit(groups[w], bits, cost[:, None]) for w, bits in enumerate(widths)]
     return Grid(torch.stack([g.step for g in grids]), torch.stack([g.low for g in grids]))
 
 
-def _grids_of_columns(plain: dict[int, Grid], group: Tensor) -> Grid:
+def _grids_of_columns(fixed: dict[int, Grid], group: Tensor) -> Grid:
     """The grids [B, W, N, out] of columns that belong to `group` [N, B]."""
 
     def gathered(values: Tensor) -> Tensor:  # [N, out, G] -> [B, N, out]
         return torch.stack([v[:, g].T for v, g in zip(values, group, strict=True)], dim=1)
 
-    steps = [gathered(grid.step) for grid in plain.values()]
-    return Grid(torch.stack(steps, 1), torch.stack([gathered(grid.low) for grid in plain.values()], 1))
+    steps = [gathered(grid.step) for grid in fixed.values()]
+    return Grid(torch.stack(steps, 1), torch.stack([gathered(grid.low) for grid in fixed.values()], 1))
 
 
 # ---- the Hessian
@@ -214,27 +248,26 @@ def _grids_of_columns(plain: dict[int, Grid], group: Tensor) -> Grid:
 @dataclass(frozen=True)
 class _Damped:
     hessian: Tensor  # [in, in] float64, positive definite
-    note: list[str]
+    seen: bool  # whether any input was
+    note: tuple[str, ...]
 
 
 def _damped(hessian: Tensor, damping: float) -> _Damped:
     """The Hessian with its diagonal raised until it is positive definite."""
     hessian = hessian.double()
+    if not hessian.any():
+        one = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+        return _Damped(one, False, ("no input was ever seen: rounded to nearest",))
     diagonal = hessian.diagonal()
     mean = float(diagonal.mean())
-    if not hessian.any():
-        return _Damped(torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device), ["no input was ever seen"])
-    dead = (diagonal == 0).to(hessian.dtype) * mean  # such an input gets no say and no feedback
-    asked = damping
-    while damping <= max(_MOST_DAMPING, asked):
-        damped = hessian + torch.diag(dead + damping * mean)
+    dead = (diagonal == 0).to(hessian.dtype) * mean  # such an input has no say and gets no feedback
+    tried = damping
+    while tried <= max(_MOST_DAMPING, damping):
+        damped = hessian + torch.diag(dead + tried * mean)
         if int(torch.linalg.cholesky_ex(damped).info) == 0:
-            raised = [f"damping raised from {asked:g} to {damping:g}"] if damping != asked else []
-            return _Damped(damped, raised)
-        damping = max(10 * damping, 1e-6)
-    raise BadInput(
-        f"a Hessian with mean diagonal {mean:g} is not positive semi-definite, damping up to {asked:g} or 10"
-    )
+            return _Damped(damped, True, (f"damping raised from {damping:g} to {tried:g}",) if tried != damping else ())
+        tried = max(10 * tried, 1e-6)
+    raise BadInput(f"a Hessian with mean diagonal {mean:g} is not positive semi-definite, whatever the damping")
 
 
 def _factor(hessian: Tensor) -> Tensor:
@@ -254,62 +287,66 @@ def _factor(hessian: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Coded:
-    codes: Tensor  # uint8 [.., out, in]
-    grid: Grid  # [.., out, G]
-
-    def of(self, n: int) -> _Coded:
-        return _Coded(self.codes[n], Grid(self.grid.step[n], self.grid.low[n]))
+    codes: Tensor  # uint8 [N, out, in]
+    grid: Grid  # [N, out, G]
+    rounded: Tensor  # bool [N, out]: the rows that are left to round-to-nearest
 
 
-def _refit(weight: Tensor, coded: _Coded, hessian: Tensor, bits: int, sweeps: int) -> _Coded:
-    """Moves scale and offset of one group after the other to where dw H dw^T is least, the codes being what they are.
+def _refit(weights: Tensor, coded: _Coded, hessians: Sequence[Tensor], bits: int, sweeps: int) -> _Coded:
+    """Moves scales and offsets to where dw H dw^T is least, the codes being what they are."""
+    steps, lows = [], []
+    for n, hessian in enumerate(hessians):
+        grid = Grid(coded.grid.step[n], coded.grid.low[n])
+        grid = _refit_matrix(weights[n], coded.codes[n], grid, hessian, bits, sweeps)
+        steps.append(grid.step)
+        lows.append(grid.low)
+    return replace(coded, grid=Grid(torch.stack(steps), torch.stack(lows)))
 
-    Each group of each row is a least-squares problem in two unknowns; a step is taken only where it helps after
-    rounding to 16 bits, so the error never rises.
+
+def _refit_matrix(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor, bits: int, sweeps: int) -> Grid:
+    """The grid [out, G] of one matrix [out, in], one group after the other, `sweeps` times.
+
+    Each group of each row is a least-squares problem in two unknowns (one at 1 bit, which is symmetric). A step is
+    taken only where it still helps after rounding to 16 bits, so the error never rises.
     """
-    if not sweeps:
-        return coded
-    step, low = coded.grid.step.clone(), coded.grid.low.clone()  # [out, G]
-    difference = (weight - decode(coded.codes, coded.grid)).double()
-    slope = difference @ hessian  # [out, in]
+    step, low = grid.step.clone(), grid.low.clone()
+    slope = (weight - decode(codes, grid)).double() @ hessian  # [out, in]
     size = weight.shape[-1] // step.shape[-1]
     for group in list(range(step.shape[-1])) * sweeps:
         own = slice(group * size, (group + 1) * size)
-        codes, metric = coded.codes[:, own].double(), hessian[own, own]
+        line = codes[:, own].double() - (0.5 if bits == 1 else 0.0)  # 1 bit: the offset follows, low = -step / 2
+        bent = line @ hessian[own, own]
+        a, b, c = (bent * line).sum(-1), bent.sum(-1), hessian[own, own].sum()
+        along, across = (slope[:, own] * line).sum(-1), slope[:, own].sum(-1)
         if bits == 1:
-            codes = codes - 0.5  # the offset follows the step: low = -step / 2
-        bent = codes @ metric
-        a, b, c = (bent * codes).sum(-1), bent.sum(-1), metric.sum()
-        along, across = (slope[:, own] * codes).sum(-1), slope[:, own].sum(-1)
-        if bits == 1:
-            move_step, move_low = along / a.clamp(min=1e-30), torch.zeros_like(along)
+            new_step = 2 * sixteen_bits((step[:, group] + along / a.clamp(min=1e-300)).float() / 2)
+            new_low = -new_step / 2
+            more_low = torch.zeros_like(along)
         else:
             determinant = a * c - b * b
-            solvable = determinant > 1e-9 * a * c
+            solvable = determinant > 1e-9 * a * c  # not where all codes of a group are equal
             determinant = torch.where(solvable, determinant, 1.0)
-            move_step = torch.where(solvable, (c * along - b * across) / determinant, 0.0)
-            move_low = torch.where(solvable, (a * across - b * along) / determinant, across / c)
-        new_step = sixteen_bits((step[:, group] + move_step).float())
-        if bits == 1:
-            new_step = 2 * sixteen_bits(new_step / 2)
-        new_low = sixteen_bits((low[:, group] + move_low).float())
-        s, o = (new_step - step[:, group]).double(), (new_low - low[:, group]).double()
-        if bits == 1:
-            o = torch.zeros_like(s)
-        change = s * s * a + 2 * s * o * b + o * o * c - 2 * (s * along + o * across)
-        taken = (change < 0) & (new_step >= 0)
-        s, o = torch.where(taken, s, 0.0), torch.where(taken, o, 0.0)
+            by_step = torch.where(solvable, (c * along - b * across) / determinant, 0.0)
+            by_low = torch.where(solvable, (a * across - b * along) / determinant, across / c)
+            new_step = sixteen_bits((step[:, group] + by_step).float())
+            new_low = sixteen_bits((low[:, group] + by_low).float())
+            more_low = (new_low - low[:, group]).double()
+        more_step = (new_step - step[:, group]).double()
+        change = more_step.square() * a + 2 * more_step * more_low * b + more_low.square() * c
+        taken = (change < 2 * (more_step * along + more_low * across)) & (new_step >= 0)
         step[:, group] = torch.where(taken, new_step, step[:, group])
-        low[:, group] = -step[:, group] / 2 if bits == 1 else torch.where(taken, new_low, low[:, group])
-        slope -= (codes * s[:, None] + o[:, None]) @ hessian[own]
-    return _Coded(coded.codes, Grid(step, low))
+        low[:, group] = torch.where(taken, new_low, low[:, group])
+        moved = torch.where(taken, more_step, 0.0)[:, None] * line + torch.where(taken, more_low, 0.0)[:, None]
+        slope -= moved @ hessian[own]
+    return Grid(step, low)
 
 
-def _better_rows(weight: Tensor, first: _Coded, rounded: _Coded, hessian: Tensor) -> tuple[_Coded, int]:
-    """Row by row whichever has the smaller layer error, and how many rows are better left to `rounded`."""
-    error = [layer_error(weight[None], decode(c.codes, c.grid)[None], hessian[None])[0] for c in (first, rounded)]
-    wins = (error[0] < error[1])[:, None]
-    step = torch.where(wins, first.grid.step, rounded.grid.step)
-    low = torch.where(wins, first.grid.low, rounded.grid.low)
-    left = int((error[0] > error[1]).sum())
-    return _Coded(torch.where(wins, first.codes, rounded.codes), Grid(step, low)), left
+def _better_rows(weights: Tensor, found: _Coded, before: _Coded, hessian: Tensor) -> _Coded:
+    """Row by row whichever has the smaller layer error; on a tie what was there before."""
+    error = [layer_error(weights, decode(c.codes, c.grid), hessian) for c in (found, before)]
+    wins = error[0] < error[1]  # [N, out]
+    return _Coded(
+        torch.where(wins[..., None], found.codes, before.codes),
+        Grid(*(torch.where(wins[..., None], new, old) for new, old in zip(found.grid, before.grid, strict=True))),
+        torch.where(wins, found.rounded, before.rounded),
+    )

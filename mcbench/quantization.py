@@ -196,7 +196,7 @@ def encode(weights: Tensor, grid: Grid, bits: int) -> Tensor:
 
 
 def fit_grid(
-    groups: Tensor, bits: int, *, clip: Sequence[float] = CLIP_CANDIDATES, refine: int = 2, weight: Tensor | None = None
+    groups: Tensor, bits: int, weight: Tensor | None = None, *, clip: Sequence[float] = CLIP_CANDIDATES, refine: int = 2
 ) -> Grid:
     """The grid [...] for each group [..., g] that leaves the least squared rounding error.
 

@@ -25,10 +25,11 @@ class GPTQ(Method):
     group_size: weights of a row that share scale and offset; -1 for whole rows
     damping: added to the Hessian's diagonal, as a share of its mean
     act_order: inputs with the largest mean square first, on groups whose grids are fixed beforehand
-    refit: how often scales and offsets are fitted to the finished codes; 0 is the paper's algorithm
+    rounds: how often the columns are gone through, from the second time on with the scales that the first time left
+    refit: how often, after each round, scales and offsets are fitted to the codes; rounds=1, refit=0 is the paper's
     variant: "mcmoe" does what the code released with MC-MoE does: nothing is corrected inside a block of 128 columns
         at 3 bits or fewer, the range is searched within 10 %, and no row is taken from round-to-nearest.
-        `act_order` and `refit` have no effect on it
+        `act_order`, `rounds` and `refit` have no effect on it
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2210.17323"
@@ -37,7 +38,8 @@ class GPTQ(Method):
     group_size: int = 128
     damping: float = 0.01
     act_order: bool = True
-    refit: int = 1
+    rounds: int = 2
+    refit: int = 2
     variant: Literal["full", "mcmoe"] = "full"
 
     def quantize(self, weights: Tensor, widths: Sequence[int], hessian: Tensor | None) -> dict[int, QuantizedTensor]:
@@ -47,11 +49,13 @@ class GPTQ(Method):
         if hessian is None:
             raise BadInput("gptq corrects errors by the Hessian of the inputs, and none was given")
         if self.variant == "full":
-            settings = Settings(self.group_size, self.damping, self.act_order, self.refit)
+            settings = Settings(self.group_size, self.damping, self.act_order, self.rounds, self.refit)
         elif self.variant == "mcmoe":
             settings = Settings(
                 self.group_size,
                 self.damping,
+                act_order=False,
+                rounds=1,
                 refit=0,
                 fit=released_grid,
                 feedback_above=3,
@@ -62,7 +66,7 @@ class GPTQ(Method):
         return gptq(weights, widths, hessian, settings)
 
 
-def released_grid(groups: Tensor, bits: int) -> Grid:
+def released_grid(groups: Tensor, bits: int, cost: Tensor) -> Grid:
     """The grid [...] of groups [..., g] as MC-MoE's released code finds it.
 
     From minimum to maximum, zero included, times the one of 101 factors in [0.9, 1.1] with the least sum of
