@@ -2,13 +2,17 @@
 
     model.safetensors   per MoE layer, projection and width one stack of codes, `<experts>.<projection>.<width>.packed`,
                         `.scale` and `.offset`, experts in rising order; `.16.kept` where nothing was quantised; per
-                        attention or shared linear `<linear>.weight.<width>.packed` and so on; all else under its name
+                        attention or shared linear `<linear>.weight.<width>.packed` and so on; all else under its name;
+                        an empty tensor under the name of every packed weight, on whose shape a loader fails that does
+                        not know these codes, instead of going on with random weights
     compression.json    method, width of every expert, dtypes
     config.json         the model's own, with `quantization_config` naming mcbench
     tokenizer files     as the model had them
 
 A kept tensor is stored in 16 bits where that loses nothing, else as it is. The file is written here, not by the
 safetensors package, so that its size is known to the byte before it exists and a second copy of the model never is.
+
+Once this module is imported, `AutoModelForCausalLM.from_pretrained(folder)` reads such folders too.
 """
 
 from __future__ import annotations
@@ -20,8 +24,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mcbench.allocation import BitAllocation
 from mcbench.errors import BadInput
@@ -119,13 +126,10 @@ def read_compressed(folder: str | Path) -> PreTrainedModel:
     folder = Path(folder)
     try:
         explained = json.loads((folder / COMPRESSION).read_text(encoding="utf-8"))
-        schema = explained["schema"]
-        if schema > SCHEMA:
-            raise BadInput(f"{str(folder)!r} is of schema {schema}, newer than {SCHEMA}; a newer mcbench reads it")
         model = _empty_model(folder, getattr(torch, explained["dtype"]))
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        _fill(model, stored, BitAllocation.from_json(explained["allocation"]), explained["dtypes"])
+        _fill(model, stored, explained)
     except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         if isinstance(error, BadInput):
             raise
@@ -163,10 +167,11 @@ def stacks(
             )
 
 
-def _fill(
-    model: PreTrainedModel, stored: dict[str, Tensor], allocation: BitAllocation, dtypes: Mapping[str, str]
-) -> None:
+def _fill(model: PreTrainedModel, stored: dict[str, Tensor], explained: Mapping[str, Any]) -> None:
     """Puts every tensor of the file into the model; raises BadInput where one is missing or left over."""
+    if explained["schema"] > SCHEMA:
+        raise BadInput(f"it is of schema {explained['schema']}, newer than {SCHEMA}; a newer mcbench reads it")
+    allocation, dtypes = BitAllocation.from_json(explained["allocation"]), explained["dtypes"]
     used: set[str] = set()
     state = model.state_dict()
     wanted = set(untied(model))
@@ -184,17 +189,19 @@ def _fill(
                 found.update(where)
             if len(found) != experts.count:
                 raise BadInput(f"the weights file lacks {experts.count - len(found)} matrices of {prefix}")
-        wanted -= {f"{experts.name}.gate_up_proj", f"{experts.name}.down_proj"}
+        fused = {f"{experts.name}.gate_up_proj", f"{experts.name}.down_proj"}
+        wanted -= fused
+        used |= fused
     assigned: dict[str, Tensor] = {}
     for name in wanted:
-        if name in stored:
-            value = stored[name]
-            assigned[name] = value.to(getattr(torch, dtypes[name])) if name in dtypes else value
-            used.add(name)
-            continue
+        used.add(name)
         shape = state[name].shape
+        if name in stored and stored[name].shape == shape:
+            value = stored[name].to(state[name].device)
+            assigned[name] = value.to(getattr(torch, dtypes[name])) if name in dtypes else value
+            continue
         for width, codes in stacks(stored, name, (shape[0], shape[-1])) if len(shape) == 2 else ():
-            assigned[name] = _values(codes, state[name].dtype)[0]
+            assigned[name] = _values(codes, state[name].dtype)[0].to(state[name].device)
             used |= {key for key in stored if key.startswith(f"{name}.{width}.")}
     missing, left = sorted(wanted - set(assigned)), sorted(set(stored) - used)
     if missing or left:
@@ -206,6 +213,63 @@ def _fill(
 
 def _values(codes: QuantizedTensor | Tensor, dtype: torch.dtype) -> Tensor:
     return codes.dequantize(dtype) if isinstance(codes, QuantizedTensor) else codes.to(dtype)
+
+
+@register_quantization_config(QUANT_METHOD)
+class PackedConfig(QuantizationConfigMixin):
+    """What `config.json` of a compressed model says to transformers; the rest is in compression.json."""
+
+    def __init__(self, quant_method: str = QUANT_METHOD, schema: int = SCHEMA, **rest: Any) -> None:
+        self.quant_method, self.schema = quant_method, schema  # type: ignore[assignment]
+
+
+@register_quantizer(QUANT_METHOD)
+class PackedLoader(HfQuantizer):
+    """Lets `from_pretrained` read a compressed folder: the weights are decoded once everything else is loaded.
+
+    A model spread over several devices or offloaded is not supported.
+    """
+
+    requires_calibration = False
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        (file,) = kwargs["checkpoint_files"]
+        self.folder = Path(file).parent
+        self.shapes: dict[str, tuple[torch.Size, torch.dtype]] = {}
+        explained = json.loads((self.folder / COMPRESSION).read_text(encoding="utf-8"))
+        for name in explained["packed"]:
+            owner, part = _owner(model, name)
+            weight = owner._parameters[part]
+            assert weight is not None
+            self.shapes[name] = (weight.shape, weight.dtype)
+            owner._parameters[part] = nn.Parameter(weight.new_empty(0), requires_grad=False)
+        known = set(model._keys_to_ignore_on_load_unexpected or ())
+        model._keys_to_ignore_on_load_unexpected = known | {rf"\.\d+\.({'|'.join((*FIELDS, 'kept'))})$"}
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        from safetensors import safe_open
+
+        for name, (shape, dtype) in self.shapes.items():
+            owner, part = _owner(model, name)
+            weight = torch.empty(shape, dtype=dtype, device=model.device)
+            owner._parameters[part] = nn.Parameter(weight, requires_grad=False)
+        explained = json.loads((self.folder / COMPRESSION).read_text(encoding="utf-8"))
+        with safe_open(self.folder / WEIGHTS, framework="pt") as opened:
+            stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+        _fill(model, stored, explained)
+        self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def _owner(model: PreTrainedModel, name: str) -> tuple[nn.Module, str]:
+    prefix, _, part = name.rpartition(".")
+    return model.get_submodule(prefix), part
 
 
 def _empty_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:

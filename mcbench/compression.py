@@ -228,7 +228,7 @@ class CompressedModel:
 
     def _kept_tensors(self) -> dict[str, Tensor]:
         """Every persistent tensor that no codes stand for, the experts' matrices left out."""
-        packed = {f"{name}.weight" for name in self.linears} | _expert_parameters(self.model)
+        packed = self._packed_parameters()
         return {name: tensor for name, tensor in untied(self.model.model).items() if name not in packed}
 
     def _entries(self) -> list[Entry]:
@@ -249,7 +249,13 @@ class CompressedModel:
         components = _components(model)
         for name, tensor in self._kept_tensors().items():
             entries.append(Entry(name, narrowed(tensor), components.get(name, "other")))
+        # see mcbench.checkpoint: what makes other loaders fail
+        entries += [Entry(name, torch.empty(0, dtype=torch.float16), "other") for name in self._packed_parameters()]
         return in_file_order(entries)
+
+    def _packed_parameters(self) -> list[str]:
+        """The names of the parameters that are not in the file under their own name."""
+        return sorted({f"{name}.weight" for name in self.linears} | _expert_parameters(self.model))
 
     def _write_folder(self, folder: Path) -> None:
         model = self.model
@@ -268,6 +274,7 @@ class CompressedModel:
             "dtype": _dtype(model.model),
             "dtypes": dtypes,
             "allocation": self.allocation.to_json(),
+            "packed": self._packed_parameters(),
             "groups": sorted({codes.group_size for codes in (*self.experts.values(), *self.linears.values())}),
         }
         (folder / COMPRESSION).write_text(json.dumps(explained, indent=1) + "\n", encoding="utf-8")

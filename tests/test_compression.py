@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from tiny import ARCHITECTURES, random_tokens, tiny_folder, tiny_mixtral, tiny_model, tiny_transformer
+from transformers import AutoModelForCausalLM
 
 from mcbench.allocation import BitAllocation
 from mcbench.compression import COMPONENTS, CompressedModel, compress, load_compressed, uncompressed_sizes
@@ -325,3 +326,25 @@ def test_a_newer_schema_is_refused(packed: Path) -> None:
 def test_an_ordinary_folder_is_no_compressed_model(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no compressed model"):
         load_compressed(tmp_path)
+
+
+# ---- transformers' own door
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen2_moe", "gpt_oss", "deepseek_v3", "granitemoe", "jamba"])
+def test_from_pretrained_reads_a_compressed_folder(architecture: str, tmp_path: Path) -> None:
+    model = tiny_model(architecture)
+    with compressed(model) as result:
+        folder, digest = result.save(tmp_path / "packed"), result.digest()
+    again = AutoModelForCausalLM.from_pretrained(folder)
+    assert MoEModel(again).digest() == digest
+    again.save_pretrained(tmp_path / "dense")
+    assert load_model(str(tmp_path / "dense")).digest() == digest
+
+
+def test_a_reader_that_does_not_know_the_codes_fails(packed: Path) -> None:
+    config = json.loads((packed / "config.json").read_text())
+    del config["quantization_config"]
+    (packed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RuntimeError, match="mismatch"):
+        AutoModelForCausalLM.from_pretrained(packed)
