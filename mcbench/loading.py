@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from mcbench.checkpoint import is_compressed, read_compressed
 from mcbench.errors import BadInput
+from mcbench.reference import folder, model_names
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -21,10 +23,16 @@ class Loaded(NamedTuple):
 
 
 def read_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -> Loaded:
-    """The model on its device, every weight checked to be there and finite, and its tokenizer if it has one."""
+    """The model on its device, every weight checked to be there and finite, and its tokenizer if it has one.
+
+    dtype "auto" is that of the file; a model that comes with the package computes in float32 though.
+    """
     if dtype not in DTYPES:
         raise BadInput(f"a dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
     source = _source(name_or_path)
+    if dtype == "auto" and name_or_path in model_names():
+        dtype = "float32"  # at this size as fast as 16 bits, whose rounding would be noise beside what is measured
+    transformers_logging.disable_progress_bar()
     if is_compressed(source):
         model = read_compressed(source)
         for parameter in model.parameters() if dtype != "auto" else ():
@@ -48,10 +56,8 @@ def refuse_bad_numbers(model: PreTrainedModel, name: str) -> None:
 
 def _source(name_or_path: str) -> str:
     """The folder or hub name behind what was typed."""
-    if name_or_path == "reference":
-        from mcbench.reference import folder
-
-        return str(folder())
+    if name_or_path in model_names():
+        return str(folder(name_or_path))
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():

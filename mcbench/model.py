@@ -77,8 +77,8 @@ class _Layer:
 def load_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -> MoEModel:
     """The model `reference`, a folder in transformers' format or a packed one of ours, or a name on the hub.
 
-    dtype: auto (as stored), float32, bfloat16 or float16. Only safetensors are read; code in a model folder is never
-    executed. Raises BadInput for whatever is missing, damaged, not finite or not understood.
+    dtype: auto (as stored; float32 for `reference`), float32, bfloat16 or float16. Only safetensors are read; code in a
+    model folder is never executed. Raises BadInput for whatever is missing, damaged, not finite or not understood.
     """
     loaded = read_model(name_or_path, dtype=dtype, device=device)
     return MoEModel(loaded.model, loaded.tokenizer, name_or_path)
