@@ -25,7 +25,13 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -133,9 +139,20 @@ def read_compressed(folder: str | Path) -> PreTrainedModel:
     except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         if isinstance(error, BadInput):
             raise
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise BadInput(f"the compressed model {str(folder)!r} is damaged or incomplete: {text}") from error
+        reason = first_sentence(error)
+        raise BadInput(f"the compressed model {str(folder)!r} is damaged or incomplete: {reason}") from error
     return model
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """The class of transformers that makes a language model of a configuration, one that also sees if need be."""
+    return AutoModelForCausalLM if type(config) in AutoModelForCausalLM._model_mapping else AutoModelForImageTextToText
+
+
+def first_sentence(error: BaseException) -> str:
+    """What an error of a library says first, for a message of ours."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.split(". ")[0][:300].rstrip(".")
 
 
 def stacks(
@@ -184,7 +201,7 @@ def _fill(model: PreTrainedModel, stored: dict[str, Tensor], explained: Mapping[
                 where = [e for e in range(experts.count) if allocation.widths[layer, e] == width]
                 if len(codes) != len(where):
                     raise BadInput(f"{prefix} has {len(codes)} matrices of {width} bits, {len(where)} are allocated")
-                target[where] = _values(codes, target.dtype)
+                target[where] = _values(codes, target.dtype).to(target.device)
                 used |= {name for name in stored if name.startswith(f"{prefix}.{width}.")}
                 found.update(where)
             if len(found) != experts.count:
@@ -280,6 +297,6 @@ def _empty_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with no_init_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model: PreTrainedModel = auto_class(config).from_config(config, dtype=dtype)
     model.tie_weights()
     return model

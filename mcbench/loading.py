@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from mcbench.checkpoint import is_compressed, read_compressed
+from mcbench.checkpoint import auto_class, first_sentence, is_compressed, read_compressed
 from mcbench.errors import BadInput
 from mcbench.reference import folder, model_names
 
@@ -43,7 +43,7 @@ def read_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -
     try:
         model.to(torch.device(device))  # type: ignore[arg-type]
     except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"the model cannot be put on device {device!r}: {_line(error)}") from error
+        raise BadInput(f"the model cannot be put on device {device!r}: {first_sentence(error)}") from error
     return Loaded(model, _tokenizer(source))
 
 
@@ -78,11 +78,11 @@ def _weights(source: str, name: str, dtype: str) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(source, **options)
         options |= {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options)
+        loaded: Any = auto_class(config).from_pretrained(source, **options)
     except SafetensorError as error:
-        raise BadInput(f"a weights file of {name!r} is damaged or half downloaded: {_line(error)}") from error
+        raise BadInput(f"a weights file of {name!r} is damaged or half downloaded: {first_sentence(error)}") from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise BadInput(f"the model {name!r} cannot be loaded: {_line(error)}") from error
+        raise BadInput(f"the model {name!r} cannot be loaded: {first_sentence(error)}") from error
     model: PreTrainedModel = loaded[0]
     info: dict[str, Any] = loaded[1]
     missing = sorted({*info["missing_keys"], *(str(key[0]) for key in info.get("mismatched_keys", ()))})
@@ -98,9 +98,3 @@ def _tokenizer(source: str) -> PreTrainedTokenizerBase | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return tokenizer
-
-
-def _line(error: BaseException) -> str:
-    """The first sentence of an error message."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.split(". ")[0][:300].rstrip(".")

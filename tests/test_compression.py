@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from tiny import ARCHITECTURES, random_tokens, tiny_folder, tiny_mixtral, tiny_model, tiny_transformer
+from tiny import (
+    ARCHITECTURES,
+    random_tokens,
+    tiny_folder,
+    tiny_mixtral,
+    tiny_model,
+    tiny_seeing_folder,
+    tiny_transformer,
+)
 from transformers import AutoModelForCausalLM
 
 from mcbench.allocation import BitAllocation
@@ -150,6 +158,15 @@ def test_a_half_precision_model_is_saved_as_it_was_evaluated(tmp_path: Path) -> 
     assert again.model.dtype == torch.bfloat16
     assert load_model(str(folder), dtype="float32").model.dtype == torch.float32
     assert torch.equal(again.logits(random_tokens()), expected)
+
+
+def test_a_model_that_also_sees_is_compressed_and_saved(tmp_path: Path) -> None:
+    model = load_model(str(tiny_seeing_folder(tmp_path / "whole")))
+    with compressed(model) as result:
+        folder = result.save(tmp_path / "packed")
+        expected, total = model.logits(random_tokens()), result.sizes.total
+    assert torch.equal(load_compressed(folder).logits(random_tokens()), expected)
+    assert (folder / "model.safetensors").stat().st_size == total
 
 
 def test_tied_embeddings_are_stored_once_and_stay_tied(tmp_path: Path) -> None:

@@ -8,9 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, random_tokens, tiny_folder, tiny_mixtral, tiny_model, tiny_transformer
+from tiny import (
+    ARCHITECTURES,
+    random_tokens,
+    tiny_folder,
+    tiny_mixtral,
+    tiny_model,
+    tiny_seeing_folder,
+    tiny_transformer,
+)
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from mcbench.errors import BadInput
 from mcbench.model import PROJECTIONS, MoEBatch, MoEModel, load_model
@@ -297,6 +305,19 @@ def test_a_saved_folder_loads_as_the_same_model(tmp_path: Path) -> None:
     assert model.digest() == tiny_mixtral().digest()
     assert model.tokenizer("ab")["input_ids"] == tiny_mixtral().tokenizer("ab")["input_ids"]
     assert load_model(str(folder), dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+def test_the_language_model_beside_a_vision_tower_is_adapted_too(tmp_path: Path) -> None:
+    own = AutoModelForImageTextToText.from_pretrained(tiny_seeing_folder(tmp_path)).eval()
+    own.set_experts_implementation("eager")
+    model, ids = load_model(str(tmp_path)), random_tokens()
+    with torch.no_grad():
+        expected = own(input_ids=ids, use_cache=False).logits
+    trace = model.trace(ids)
+    assert torch.equal(trace.logits, expected)
+    assert all(torch.equal(model.forward_from(layer, trace.entering[layer], ids), expected) for layer in range(3))
+    assert not any("visual" in name for name in model.attention_linears())
+    assert model.weight_count().attention == 9216
 
 
 def test_digests_tell_models_apart() -> None:

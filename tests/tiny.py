@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 if TYPE_CHECKING:
     from mcbench.model import MoEModel
@@ -138,6 +144,23 @@ def tiny_transformer(architecture: str, seed: int = 0, **overrides: Any) -> PreT
                     buffer.normal_(std=0.1)
     model.eval()
     return model
+
+
+def tiny_seeing_folder(folder: Path) -> Path:
+    """A Qwen3-VL-MoE, whose language model stands beside a vision tower."""
+    known = AutoConfig.for_model("qwen3_vl_moe").text_config
+    text = {name: value for name, value in SETTINGS.items() if value is not None and _settable(known, name)}
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+    vision: dict[str, Any] = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    vision |= {"patch_size": 4, "deepstack_visual_indexes": [0]}
+    marks = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    ids = dict(zip(marks, range(VOCABULARY, VOCABULARY + 4), strict=True))
+    config = AutoConfig.for_model("qwen3_vl_moe", text_config=text, vision_config=vision, **ids)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
