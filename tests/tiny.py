@@ -151,8 +151,8 @@ def tiny_seeing_folder(folder: Path) -> Path:
     known = AutoConfig.for_model("qwen3_vl_moe").text_config
     text = {name: value for name, value in SETTINGS.items() if value is not None and _settable(known, name)}
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
-    vision: dict[str, Any] = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
-    vision |= {"patch_size": 4, "deepstack_visual_indexes": [0]}
+    vision: dict[str, Any] = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+    vision |= {"out_hidden_size": 32, "patch_size": 4, "deepstack_visual_indexes": [0]}
     marks = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     ids = dict(zip(marks, range(VOCABULARY, VOCABULARY + 4), strict=True))
     config = AutoConfig.for_model("qwen3_vl_moe", text_config=text, vision_config=vision, **ids)
