@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mcbench.composition import METHODS, Composition, compose
+from mcbench.composition import METHODS, Composition, compose, defaults
 from mcbench.method import Method, decisions
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _ends_covered(composition: Composition) -> str | None:
     allocation: BitAllocation = composition.allocator.allocate(
         _stats(composition), list(_budgets(composition.allocator))[-1]
     )
-    store = ExpertStore(model, _data(), composition.quantizer, str(composition), (*WIDTHS, 16))
+    store = ExpertStore(model, _data(), _default_quantizer(), "default", (*WIDTHS, 16))
     compress(model, allocation, store).restore()  # raises CheckFailed where a matrix is not at its width
     return None
 
@@ -302,13 +302,16 @@ def _data() -> CalibrationData:
     return CalibrationData(ids, torch.ones_like(ids), "random tokens")
 
 
+def _default_quantizer() -> Method:
+    return compose(defaults()["parts"]["quantize"]).quantizer
+
+
 @cache
 def _stats_for(needs: frozenset[str]) -> CalibrationStats:
     from mcbench.calibration import calibrate
     from mcbench.store import ExpertStore
 
-    quantizer = compose("uniform").quantizer
-    store = ExpertStore(_model(), _data(), quantizer, "default", WIDTHS)
+    store = ExpertStore(_model(), _data(), _default_quantizer(), "default", WIDTHS)
     return calibrate(_model(), _data(), needs, store=store, widths=WIDTHS)
 
 

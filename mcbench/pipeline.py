@@ -256,8 +256,8 @@ def _compress(
         unseen=len(stats.unseen),
         starved=len(stats.starved),
     )
-    fallbacks = (*map(str, store.fallbacks), *stats.provenance.get("fallbacks", ()))
-    return Compressed(allocation, compressed.sizes, compressed.digest(), budget, calibration, tuple(dict.fromkeys(fallbacks)))
+    fallbacks = tuple(dict.fromkeys((*map(str, store.fallbacks), *stats.provenance.get("fallbacks", ()))))
+    return Compressed(allocation, compressed.sizes, compressed.digest(), budget, calibration, fallbacks)
 
 
 def _unchanged(moe: MoEModel, save: str | Path | None) -> Compressed:
