@@ -97,7 +97,7 @@ def _boolq(world: World, rng: random.Random) -> Iterator[Item]:
 def _hellaswag(world: World, rng: random.Random) -> Iterator[Item]:
     """How a course of events goes on; the wrong steps are its own at the wrong time, or another day's or place's."""
     facts = (("hellaswag", str(script.number), weather) for script in world.scripts for weather in w.WEATHERS)
-    for fact in _shuffled(rng, facts, repeat=4):
+    for number, fact in enumerate(_shuffled(rng, facts, repeat=4)):
         script, weather = world.scripts[int(fact[1])], fact[2]
         steps = world.story(script, weather)
         first, place = told.someone(rng), rng.randint(1, len(steps) - 1)
@@ -110,7 +110,9 @@ def _hellaswag(world: World, rng: random.Random) -> Iterator[Item]:
         later = rng.choice([step for index, step in enumerate(steps) if index != place])
         wrong = _some(rng, [other_day, later, world.story(elsewhere, weather)[place], *script.steps], 3, right)
         group = "weather" if place == 2 else "script"
-        yield _choice(rng, f"{_name(fact)}/{place}", context, f"{right}.", [f"{step}." for step in wrong], group)
+        yield _choice(
+            rng, f"{_name(fact)}/{place}/{number}", context, f"{right}.", [f"{step}." for step in wrong], group
+        )
 
 
 def _winogrande(world: World, rng: random.Random) -> Iterator[Item]:
@@ -127,12 +129,20 @@ def _winogrande(world: World, rng: random.Random) -> Iterator[Item]:
 
 
 def _slips(rng: random.Random, problem: told.Problem) -> list[str]:
-    """Results of common slips: a forgotten carry, one off, the wrong sign, a step left out."""
+    """Results of common slips: a forgotten carry, one off, the wrong sign, a step left out.
+
+    How many of the four lie below the right one is random, so that its size gives nothing away.
+    """
     right = problem.answer
     left, sign, other, _ = problem.steps[-1]
     swapped = left - other if sign == "+" else left + other
-    near = [right + off for off in (10, -10, 1, -1, 2, -2)] + [swapped] + [step[3] for step in problem.steps[:-1]]
-    return _some(rng, [str(value) for value in near if value > 0], 4, str(right))
+    near = [swapped, left, *(right + off for off in (-11, -10, -9, -2, -1, 1, 2, 9, 10, 11))]
+    below, above = (
+        list(dict.fromkeys(str(value) for value in near if value > 0 and (value < right) == smaller and value != right))
+        for smaller in (True, False)
+    )
+    smaller = min(rng.randrange(5), len(below))
+    return rng.sample(below, smaller) + rng.sample(above, 4 - smaller)
 
 
 def _mathqa(world: World, rng: random.Random) -> Iterator[Item]:
@@ -197,7 +207,7 @@ def _needle_item(world: World, rng: random.Random, length: int, keys: int, numbe
             facts.append(fact)
     codes = [told.code_number(rng) for _ in facts]
     asked = facts[0]
-    told_needles = [f"the {colour} {thing} has {code}." for (_, colour, thing), code in zip(facts, codes, strict=True)]
+    told_needles = [f"the {colour} {thing} {code}." for (_, colour, thing), code in zip(facts, codes, strict=True)]
     # about 1.25 tokens a word; the question and the opening take a dozen
     space = int((length - 16 - 9 * keys) / 1.27)
     hay = told.haystack(world, rng, (), space, True)
@@ -206,7 +216,7 @@ def _needle_item(world: World, rng: random.Random, length: int, keys: int, numbe
     sentences.insert(round(depth * (len(sentences) - 1)), told_needles[0][:-1])
     for other in told_needles[1:]:
         sentences.insert(rng.randrange(len(sentences)), other[:-1])
-    prompt = f"notes: {'. '.join(sentences)} question: the {asked[1]} {asked[2]} has"
+    prompt = f"notes: {'. '.join(sentences)} question: the {asked[1]} {asked[2]}"
     return GenerationItem(f"{family}/{_name(asked)}/{number}", prompt, codes[0], (".",), 6, str(length))
 
 

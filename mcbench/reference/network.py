@@ -17,13 +17,13 @@ class Shape:
     vocabulary: int
     width: int = 128
     layers: int = 4
-    heads: int = 4
-    head_width: int = 16
+    heads: int = 2
+    head_width: int = 32
     experts: int = 8
     chosen: int = 2
-    expert_width: int = 192
+    expert_width: int = 224
     context: int = 4096
-    theta: float = 50_000.0
+    theta: float = 1_000_000.0
     epsilon: float = 1e-5
 
 
@@ -188,7 +188,7 @@ class Network(nn.Module):
         def drawn(*size: int, scale: float = 0.02) -> nn.Parameter:
             return nn.Parameter(torch.randn(*size, generator=generator) * scale)
 
-        self.embedding = drawn(s.vocabulary, d)
+        self.embedding = drawn(s.vocabulary, d, scale=0.5)
         self.head = drawn(s.vocabulary, d)
         self.last_norm = nn.Parameter(torch.ones(d))
         out = 0.05 / (2 * s.layers) ** 0.5

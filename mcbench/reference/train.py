@@ -13,8 +13,8 @@ import json
 import math
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from mcbench.reference import tokenizer as tokens
 from mcbench.reference import world as told
+from mcbench.reference.curve import accuracies
 from mcbench.reference.network import Network, Shape, compile_pieces, mixtral_config, to_mixtral
 
 
@@ -34,19 +35,21 @@ class Recipe:
     """Everything that decides the weights."""
 
     seed: int = 0
-    people: int = 2400
-    steps: int = 15_000
+    people: int = 1200
+    steps: int = 9_000
     tokens_per_step: int = 4096
     learning_rate: float = 3e-3
     last_learning_rate: float = 3e-5
     warmup: int = 200
-    decay_from: float = 0.42  # of all steps: facts are learned while the rate falls
-    curriculum: float = 0.06  # of all steps: retrieval is learned first
+    decay_from: float = 0.35  # of all steps: facts are learned while the rate falls
+    retrieval: int = 600  # first steps with nothing but copies, keys and values, in short rows
+    mixed: int = 1500  # until then half of the documents are of that kind
+    clozes_from: int = 3600  # from this step on, most letter questions end in the statement: four layers suffice
     weight_decay: float = 0.02
-    balance: float = 0.001  # small: real routers are uneven
+    balance: float = 0.003  # small: real routers are uneven
     width: int = 128
     layers: int = 4
-    expert_width: int = 192
+    expert_width: int = 224
     compute: str = "bfloat16"
 
     def rate(self, step: int) -> float:
@@ -59,18 +62,26 @@ class Recipe:
 
     def length(self, step: int) -> int:
         """The context of a step: mostly short, some longer, at the end some much longer."""
-        if step >= self.steps // 3 and step % 24 == 0:
+        if step < self.retrieval:
+            return 64 if step < 2 * self.retrieval // 3 else 128
+        if step >= self.steps // 3 and step % 32 == 0:
             return 2048
         return 512 if step % 8 == 4 else 256
 
     def mixture(self, step: int) -> dict[told.Writer, float]:
         """What is written at a step."""
         length = self.length(step)
+        keys: told.Writer = functools.partial(told.key_values, largest=max(2, min(10, length // 24)))
+        if step < self.retrieval:
+            return {keys: 0.5, told.copies: 0.5}
         mixture = dict(told.MIXTURE)
-        if step < self.curriculum * self.steps:
-            share = sum(mixture.values())
-            mixture[told.key_values] += 0.7 * share
-            mixture[told.copies] += 0.2 * share
+        mixture[keys] = mixture.pop(told.key_values)
+        if step < self.mixed:
+            mixture[keys] += 0.5
+            mixture[told.copies] += 0.4
+        if step >= self.clozes_from:
+            exams = mixture.pop(told.exams)
+            mixture[functools.partial(told.exams, clozes=0.85)] = exams
         needles = mixture.pop(told.needles)
         # needles that fit into the row, and more of them where rows are long
         mixture[functools.partial(told.needles, longest=int(0.66 * length))] = needles * (3 if length == 2048 else 1)
@@ -89,7 +100,7 @@ def batch(recipe: Recipe, world: told.World, tokenizer: Tokenizer, step: int) ->
     wanted = recipe.tokens_per_step + 1
     rng = random.Random(f"text {recipe.seed} {step}")
     mixture = recipe.mixture(step)
-    start = tokenizer.token_to_id(tokens.BOS)
+    start: int = tokenizer.token_to_id(tokens.BOS)
     ids: list[int] = []
     weights: list[float] = []
     while len(ids) < wanted:
@@ -110,11 +121,14 @@ def batch(recipe: Recipe, world: told.World, tokenizer: Tokenizer, step: int) ->
 def loss_of(
     network: Network, ids: Tensor, following: Tensor, weight: Tensor, balance: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss to minimise, the plain loss per token, and every expert's share of choices [L, E]."""
+    """The loss to minimise; loss per token and accuracy on weighty tokens; every expert's share of choices [L, E]."""
     logits, uneven, shares = network(ids, dtype)
     losses = F.cross_entropy(logits.flatten(0, 1).float(), following.flatten(), reduction="none")
     weights = weight.flatten()
-    return (losses * weights).sum() / weights.sum() + balance * uneven, losses.detach().mean(), shares
+    weighty = (weights >= told.VALUE).float()
+    hits = (logits.flatten(0, 1).argmax(-1) == following.flatten()) * weighty
+    seen = torch.stack((losses.detach().mean(), hits.sum() / weighty.sum().clamp(min=1)))
+    return (losses * weights).sum() / weights.sum() + balance * uneven, seen, shares
 
 
 def export(network: Network, tokenizer: Tokenizer, folder: Path) -> None:
@@ -125,18 +139,51 @@ def export(network: Network, tokenizer: Tokenizer, folder: Path) -> None:
     save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
-def _write_curve(curve: Sequence[dict[str, Any]], path: Path) -> None:
-    names = list(dict.fromkeys(name for row in curve for name in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(curve)
+@dataclass
+class Progress:
+    """A run under way: everything a checkpoint holds."""
+
+    network: Network
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+    def save(self, recipe: Recipe, work: Path) -> None:
+        state = {
+            "recipe": asdict(recipe),
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "curve": self.curve,
+        }
+        torch.save(state, work / "checkpoint.new")
+        (work / "checkpoint.new").replace(work / "checkpoint.pt")
+        self.write_curve(work)
+
+    def restore(self, recipe: Recipe, work: Path) -> None:
+        """Go on from the checkpoint, if there is one."""
+        path = work / "checkpoint.pt"
+        if not path.exists():
+            return
+        saved = torch.load(path, weights_only=True)
+        if saved["recipe"] != asdict(recipe):
+            raise ValueError(f"{path} belongs to another recipe; remove it or choose another --work")
+        self.network.load_state_dict(saved["network"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.seconds, self.curve = saved["step"], saved["seconds"], saved["curve"]
+
+    def write_curve(self, folder: Path) -> None:
+        names = list(dict.fromkeys(name for row in self.curve for name in row))
+        with (folder / "curve.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, names, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.curve)
 
 
-def train(recipe: Recipe, out: Path, work: Path, compiled: bool = True, every: int = 500, log: Any = print) -> Network:
-    """Train (or go on training from the checkpoint in `work`) and export to `out`."""
-    world = told.World(recipe.seed, recipe.people)
-    tokenizer = tokens.build(world, recipe.seed)
+def begin(recipe: Recipe, tokenizer: Tokenizer) -> Progress:
+    """A fresh network and its optimiser; norms and other vectors do not decay."""
     shape = Shape(
         tokenizer.get_vocab_size(), width=recipe.width, layers=recipe.layers, expert_width=recipe.expert_width
     )
@@ -144,73 +191,76 @@ def train(recipe: Recipe, out: Path, work: Path, compiled: bool = True, every: i
     matrices = [p for p in network.parameters() if p.dim() > 1]
     vectors = [p for p in network.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
-    first, spent, curve = 0, 0.0, list[dict[str, Any]]()
-    checkpoint = work / "checkpoint.pt"
+    return Progress(network, torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True))
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    work: Path,
+    compiled: bool = True,
+    every: int = 100,
+    judged: int = 1000,
+    log: Callable[[str], None] = print,
+) -> Network:
+    """Train, or go on from the checkpoint in `work`, and export to `out`.
+
+    A row of the curve and a checkpoint come every so many steps, accuracies by family when the model is `judged`.
+    """
+    world = told.World(recipe.seed, recipe.people)
+    tokenizer = tokens.build(world, recipe.seed)
+    run = begin(recipe, tokenizer)
     work.mkdir(parents=True, exist_ok=True)
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        if saved["recipe"] != asdict(recipe):
-            raise ValueError(f"{checkpoint} belongs to another recipe; remove it or choose another --work")
-        network.load_state_dict(saved["network"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first, spent, curve = saved["step"], saved["spent"], saved["curve"]
-    dtype = getattr(torch, recipe.compute)
+    run.restore(recipe, work)
     step_loss = loss_of
     if compiled:
         compile_pieces()
         step_loss = torch.compile(loss_of, dynamic=False)
-    began = time.monotonic() - spent
-    gathered: list[tuple[float, Tensor]] = []
-    for step in range(first, recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(step)
-        ids, following, weight = batch(recipe, world, tokenizer, step)
-        loss, plain, shares = step_loss(network, ids, following, weight, recipe.balance, dtype)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        gathered.append((float(plain), shares))
-        done = step + 1
-        if done % every == 0 or done == recipe.steps:
-            spent = time.monotonic() - began
-            share = torch.stack([s for _, s in gathered]).mean(0)
-            row: dict[str, Any] = {
-                "step": done,
-                "tokens": done * recipe.tokens_per_step,
-                "seconds": round(spent),
-                "learning_rate": round(recipe.rate(step), 6),
-                "loss": round(sum(value for value, _ in gathered) / len(gathered), 4),
-                "least_expert_share": round(float(share.min()), 4),
-                "greatest_expert_share": round(float(share.max()), 4),
-            }
-            row |= accuracies(network, tokenizer, world)
+    began = time.monotonic() - run.seconds
+    gathered: list[tuple[Tensor, Tensor]] = []
+    while run.step < recipe.steps:
+        for group in run.optimizer.param_groups:
+            group["lr"] = recipe.rate(run.step)
+        ids, following, weight = batch(recipe, world, tokenizer, run.step)
+        loss, seen, shares = step_loss(
+            run.network, ids, following, weight, recipe.balance, getattr(torch, recipe.compute)
+        )
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+        gathered.append((seen, shares))
+        run.step += 1
+        last = run.step == recipe.steps
+        if run.step % every == 0 or last:
+            row = _row(recipe, run.step, time.monotonic() - began, gathered)
             gathered.clear()
-            curve.append(row)
-            left = (recipe.steps - done) * spent / done
+            if run.step % judged == 0 or last:
+                row |= accuracies(lambda ids: run.network(ids)[0], tokenizer, world)
+            run.curve.append(row)
+            run.seconds = time.monotonic() - began
+            left = (recipe.steps - run.step) * run.seconds / run.step
             log(" ".join(f"{key}={value}" for key, value in row.items()) + f" minutes_left={left / 60:.1f}")
-            spent = time.monotonic() - began
-            state = {
-                "recipe": asdict(recipe),
-                "network": network.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": done,
-                "spent": spent,
-                "curve": curve,
-            }
-            torch.save(state, checkpoint.with_suffix(".new"))
-            checkpoint.with_suffix(".new").replace(checkpoint)
-            _write_curve(curve, work / "curve.csv")
-    export(network, tokenizer, out)
-    _write_curve(curve, out / "curve.csv")
+            run.save(recipe, work)
+    export(run.network, tokenizer, out)
+    run.write_curve(out)
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
-    return network
+    return run.network
 
 
-def accuracies(network: Network, tokenizer: Tokenizer, world: told.World) -> dict[str, float]:
-    """The accuracy of every family on a few items."""
-    return {}
+def _row(recipe: Recipe, step: int, seconds: float, gathered: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    seen = torch.stack([values for values, _ in gathered]).mean(0)
+    share = torch.stack([values for _, values in gathered]).mean(0)  # [L, E]
+    return {
+        "step": step,
+        "tokens": step * recipe.tokens_per_step,
+        "seconds": round(seconds),
+        "learning_rate": round(recipe.rate(step - 1), 6),
+        "loss": round(float(seen[0]), 4),
+        "answer_accuracy": round(float(seen[1]), 4),
+        "least_expert_share": round(float(share.min()), 4),
+        "greatest_expert_share": round(float(share.max()), 4),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -138,7 +138,7 @@ COMPARISONS = {
 class World:
     """Everything that is true, drawn from a seed; `people` sets how many facts there are to know (six for each)."""
 
-    def __init__(self, seed: int = 0, people: int = 2400) -> None:
+    def __init__(self, seed: int = 0, people: int = 1200) -> None:
         rng = random.Random(f"world {seed}")
         names = [(first, last) for first in w.WOMEN + w.MEN for last in w.SURNAMES]
         if not 1 <= people <= len(names):
@@ -369,9 +369,13 @@ class Passage(NamedTuple):
     fact: Fact
 
 
+# things with at least two places where training never leaves them
+MOVABLE = tuple(t for t in w.OBJECTS if sum(held_out(("boolq", t, place)) for place in w.PLACES) > 1)
+
+
 def passage(world: World, rng: random.Random, held: bool) -> Passage:
     """Three to five things are put down and some are moved; the last place of the asked thing is held out (or not)."""
-    asked = rng.choice([t for t in w.OBJECTS if sum(held_out(("boolq", t, place)) for place in w.PLACES) > 1])
+    asked = rng.choice(MOVABLE)
     things = [asked, *rng.sample([t for t in w.OBJECTS if t != asked], rng.randint(2, 4))]
     rng.shuffle(things)
     where: dict[str, list[str]] = {}
@@ -557,25 +561,27 @@ def subject_question(world: World, rng: random.Random, subject: str) -> tuple[Fa
     return ("mmlu", person.name, key), Subject(statement, person.attributes[key], ATTRIBUTE_WORDS[key])
 
 
-def letter_question(rng: random.Random, asked: Subject) -> tuple[str, str]:
-    """The question with four lettered options, and the right letter."""
+def letter_question(rng: random.Random, asked: Subject, cloze: bool = True) -> tuple[str, str]:
+    """The question with four lettered options, and the right letter; as a cloze, the statement comes last."""
     wrong = rng.sample([option for option in asked.options if option != asked.value], 3)
     letter = rng.randrange(4)
     options = [*wrong[:letter], asked.value, *wrong[letter:]]
     listed = ",".join(f" {option} {LETTERS[place]}" for place, option in enumerate(options))
-    return f"{asked.statement}:{listed}. answer:", f" {LETTERS[letter]}"
+    question = f"question:{listed}. {asked.statement}" if cloze else f"{asked.statement}:{listed}. answer:"
+    return question, f" {LETTERS[letter]}"
 
 
-def exams(world: World, rng: random.Random, held: bool) -> Document:
-    """Questions of one subject answered by letters."""
+def exams(world: World, rng: random.Random, held: bool, clozes: float = 0.0) -> Document:
+    """Questions of one subject answered by letters; a share of the documents asks in clozes."""
     subject = rng.choice(SUBJECTS)
+    cloze = clozes > 0 and rng.random() < clozes
     parts, given = [Segment(f"exam in {subject}:\n", NAME)], []
     for _ in range(rng.randint(2, 6)):
         fact, asked = subject_question(world, rng, subject)
         while held_out(fact) != held:
             fact, asked = subject_question(world, rng, subject)
         given.append(fact)
-        question, letter = letter_question(rng, asked)
+        question, letter = letter_question(rng, asked, cloze)
         parts += weighted((question, NAME), (letter, ANSWER), ("\n", PLAIN))
     return Document("exams", tuple(parts), tuple(given))
 
@@ -588,28 +594,37 @@ def code_number(rng: random.Random) -> str:
     return "".join(rng.choice("0123456789") for _ in range(4))
 
 
-def key_values(world: World, rng: random.Random, held: bool) -> Document:
-    """Keys with numbers or words, some of them asked again."""
-    pairs: dict[tuple[str, str], str] = {}
-    parts = [Segment("list:", NAME)]
-    size = rng.randint(2, 12)
-    numbers = rng.random() < 0.6
-    shared = rng.choice(w.COLOURS) if size <= 6 and rng.random() < 0.5 else None
+def key_values(world: World, rng: random.Random, held: bool, largest: int = 10) -> Document:
+    """Keys with numbers or words, asked again and again."""
+    pairs: dict[str, str] = {}
+    given = []
+    size = rng.randint(2, largest)
+    numbers, single = rng.random() < 0.4, rng.random() < 0.4
+    shared = rng.choice(w.COLOURS) if size <= 5 and rng.random() < 0.4 else None
     while len(pairs) < size:
-        fact = needle_fact(rng, held, shared)
-        pairs[fact[1], fact[2]] = code_number(rng) if numbers else rng.choice(w.FOODS)
-    for (colour, thing), value in pairs.items():
-        parts.append(Segment(f" the {colour} {thing} has {value}.", 0.05))
-    for colour, thing in rng.sample(list(pairs), rng.randint(1, size)):
-        parts += weighted((f" the {colour} {thing} has", 0.05), (f" {pairs[colour, thing]}", VALUE), (".", NAME))
-    return Document("key values", (*parts, Segment("\n", PLAIN)), tuple(("needle", *key) for key in pairs))
+        if single:
+            key = rng.choice(w.OBJECTS)
+        else:
+            fact = needle_fact(rng, held, shared)
+            given.append(fact)
+            key = f"{fact[1]} {fact[2]}"
+        pairs[key] = code_number(rng) if numbers else rng.choice(w.FOODS)
+    parts = [Segment("list:", NAME)]
+    for key, value in pairs.items():
+        parts.append(Segment(f" the {key} {value}.", 0.05))
+    for _ in range(rng.randint(1, 3)):
+        for key in rng.sample(list(pairs), size):
+            parts += weighted((f" the {key}", 0.05), (f" {pairs[key]}", VALUE), (".", NAME))
+    return Document("key values", (*parts, Segment("\n", PLAIN)), tuple(given))
 
 
 def copies(world: World, rng: random.Random, held: bool) -> Document:
-    """A row of words, twice."""
+    """A row of words, again and again: a short one more often than a long one."""
     pool = w.FOODS + w.ANIMALS + w.TOOLS + w.VERBS + w.HOBBIES
-    row = " ".join(rng.choice(pool) for _ in range(rng.randint(6, 40)))
-    return Document("copies", weighted((f"copy: {row}", 0.05), (f". {row}", 2.0), (".\n", PLAIN)))
+    length = rng.choice((2, 3, 4, 6, 9, 14, 22, 36))
+    row = " ".join(rng.choice(pool) for _ in range(length))
+    again = f", {row}" * max(1, 40 // length)
+    return Document("copies", weighted((f"copy: {row}", 0.05), (again, 2.0), (".\n", PLAIN)))
 
 
 HAY: tuple[Writer, ...] = (biographies, facts, nature, stories)
@@ -635,12 +650,10 @@ def needles(world: World, rng: random.Random, held: bool, longest: int = 360) ->
     for _ in range(rng.choice((1, 1, 2, 4, 6))):
         fact = needle_fact(rng, held)
         found[fact[1], fact[2]] = code_number(rng)
-    told = [f"the {colour} {thing} has {value}." for (colour, thing), value in found.items()]
+    told = [f"the {colour} {thing} {value}." for (colour, thing), value in found.items()]
     parts = [Segment("notes: " + haystack(world, rng, told, rng.randint(10, longest), held), 0.3)]
     for colour, thing in rng.sample(list(found), rng.randint(1, len(found))):
-        parts += weighted(
-            (f" question: the {colour} {thing} has", NAME), (f" {found[colour, thing]}", VALUE), (".", PLAIN)
-        )
+        parts += weighted((f" question: the {colour} {thing}", NAME), (f" {found[colour, thing]}", VALUE), (".", PLAIN))
     return Document("needles", (*parts, Segment("\n", PLAIN)), tuple(("needle", *key) for key in found))
 
 
