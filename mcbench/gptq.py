@@ -290,14 +290,17 @@ class _Coded:
     codes: Tensor  # uint8 [N, out, in]
     grid: Grid  # [N, out, G]
     rounded: Tensor  # bool [N, out]: the rows that are left to round-to-nearest
+    error: Tensor | None = None  # float64 [N, out]: the layer error of each row, once it is known
 
 
 def _refit(weights: Tensor, coded: _Coded, hessians: Sequence[Tensor], bits: int, sweeps: int) -> _Coded:
     """Moves scales and offsets to where dw H dw^T is least, the codes being what they are."""
+    if not sweeps:
+        return coded
     steps, lows = [], []
     for n, hessian in enumerate(hessians):
         grid = Grid(coded.grid.step[n], coded.grid.low[n])
-        grid = _refit_matrix(weights[n], coded.codes[n], grid, hessian, bits, sweeps)
+        grid = _refit_matrix(weights[n], coded.codes[n], grid, hessian.float(), bits, sweeps)
         steps.append(grid.step)
         lows.append(grid.low)
     return replace(coded, grid=Grid(torch.stack(steps), torch.stack(lows)))
@@ -310,21 +313,21 @@ def _refit_matrix(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor, bi
     taken only where it still helps after rounding to 16 bits, so the error never rises.
     """
     step, low = grid.step.clone(), grid.low.clone()
-    slope = (weight - decode(codes, grid)).double() @ hessian  # [out, in]
+    slope = (weight - decode(codes, grid)) @ hessian  # [out, in]
     size = weight.shape[-1] // step.shape[-1]
     for group in list(range(step.shape[-1])) * sweeps:
         own = slice(group * size, (group + 1) * size)
-        line = codes[:, own].double() - (0.5 if bits == 1 else 0.0)  # 1 bit: the offset follows, low = -step / 2
+        line = codes[:, own].float() - (0.5 if bits == 1 else 0.0)  # 1 bit: the offset follows, low = -step / 2
         bent = line @ hessian[own, own]
-        a, b, c = (bent * line).sum(-1), bent.sum(-1), hessian[own, own].sum()
-        along, across = (slope[:, own] * line).sum(-1), slope[:, own].sum(-1)
+        a, b, c = (bent * line).sum(-1).double(), bent.sum(-1).double(), hessian[own, own].sum().double()
+        along, across = (slope[:, own] * line).sum(-1).double(), slope[:, own].sum(-1).double()
         if bits == 1:
             new_step = 2 * sixteen_bits((step[:, group] + along / a.clamp(min=1e-300)).float() / 2)
             new_low = -new_step / 2
             more_low = torch.zeros_like(along)
         else:
             determinant = a * c - b * b
-            solvable = determinant > 1e-9 * a * c  # not where all codes of a group are equal
+            solvable = determinant > 1e-5 * a * c  # not where all codes of a group are equal
             determinant = torch.where(solvable, determinant, 1.0)
             by_step = torch.where(solvable, (c * along - b * across) / determinant, 0.0)
             by_low = torch.where(solvable, (a * across - b * along) / determinant, across / c)
@@ -336,17 +339,20 @@ def _refit_matrix(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor, bi
         taken = (change < 2 * (more_step * along + more_low * across)) & (new_step >= 0)
         step[:, group] = torch.where(taken, new_step, step[:, group])
         low[:, group] = torch.where(taken, new_low, low[:, group])
-        moved = torch.where(taken, more_step, 0.0)[:, None] * line + torch.where(taken, more_low, 0.0)[:, None]
-        slope -= moved @ hessian[own]
+        by_step, by_low = torch.where(taken, more_step, 0.0).float(), torch.where(taken, more_low, 0.0).float()
+        slope -= (by_step[:, None] * line + by_low[:, None]) @ hessian[own]
     return Grid(step, low)
 
 
 def _better_rows(weights: Tensor, found: _Coded, before: _Coded, hessian: Tensor) -> _Coded:
     """Row by row whichever has the smaller layer error; on a tie what was there before."""
-    error = [layer_error(weights, decode(c.codes, c.grid), hessian) for c in (found, before)]
-    wins = error[0] < error[1]  # [N, out]
+    new, old = (
+        layer_error(weights, decode(c.codes, c.grid), hessian) if c.error is None else c.error for c in (found, before)
+    )
+    wins = new < old  # [N, out]
     return _Coded(
         torch.where(wins[..., None], found.codes, before.codes),
-        Grid(*(torch.where(wins[..., None], new, old) for new, old in zip(found.grid, before.grid, strict=True))),
+        Grid(*(torch.where(wins[..., None], *grids) for grids in zip(found.grid, before.grid, strict=True))),
         torch.where(wins, found.rounded, before.rounded),
+        torch.where(wins, new, old),
     )
