@@ -51,6 +51,12 @@ def test_a_file_is_a_method(tmp_path: Path) -> None:
     assert issubclass(kind, Method) and kind.__name__ == "Mine"
 
 
+def test_a_file_asked_for_twice_is_one_class_until_it_changes(tmp_path: Path) -> None:
+    first = METHODS.get(write(tmp_path, MINE))
+    assert METHODS.get(write(tmp_path, MINE)) is first
+    assert METHODS.get(write(tmp_path, MINE + "\nCHANGED = True\n")) is not first
+
+
 def test_a_file_with_two_methods_is_refused(tmp_path: Path) -> None:
     twice = MINE + "\n@dataclass(frozen=True)\nclass Other(Method):\n    pass\n"
     with pytest.raises(BadInput, match="exactly one subclass of Method; it defines Mine, Other"):
