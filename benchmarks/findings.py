@@ -52,6 +52,7 @@ WIDTHS = (1, 2, 3)
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--model", default="reference")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--methods", default=";".join(METHODS), help="method strings by semicolons")
     parser.add_argument("--bits", default="1.57,1.81,2.05,2.3,2.54", help="the papers' labels by commas")
     parser.add_argument("--seeds", default="0", help="of the calibration text, by commas")
@@ -59,7 +60,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--out", type=Path, default=None, help="JSON with every figure")
     options = parser.parse_args()
-    model, tasks = load_model(options.model), select_tasks(options.tasks)
+    model, tasks = load_model(options.model, dtype=options.dtype), select_tasks(options.tasks)
     base = answers(model, tasks, model.digest(), options.limit)
     rows = [{"method": "none", "bits": 16.0, **figures(base, None)}]
     for seed in map(int, options.seeds.split(",")):

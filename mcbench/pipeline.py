@@ -109,8 +109,9 @@ class Clock:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model made of the tasks, and the folder that its samples and record are in."""
+    """What the model of that identity made of the tasks, and the folder that its samples and record are in."""
 
+    identity: str
     scores: tuple[tuple[Task, Scores], ...]
     folder: Path
     fingerprint: str
@@ -147,7 +148,7 @@ class Exam:
             for task in self.tasks
         )
         isolation = next((s.details["isolation"] for _, s in scores if "isolation" in s.details), "")
-        return Answers(scores, folder, lm.fingerprint, lm.settings(), isolation)
+        return Answers(identity, scores, folder, lm.fingerprint, lm.settings(), isolation)
 
 
 @dataclass(frozen=True)
@@ -307,7 +308,7 @@ def _record(
         ),
         model=recorded.Model(
             name=moe.name,
-            digest=moe.digest(),
+            digest=before.identity,
             architecture=type(moe.model).__name__,
             layers=moe.layers,
             experts=moe.experts,

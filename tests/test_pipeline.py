@@ -111,6 +111,16 @@ def test_a_saved_model_has_the_size_that_was_predicted_and_the_same_scores(
     assert [r.value for r in loaded.results] == [r.value for r in record.results]
 
 
+def test_runs_of_one_model_name_the_same_uncompressed_weights(
+    first: tuple[Record, Path], model: Path, text: Path
+) -> None:
+    record, out = first
+    other = ask(model, text, out, method="uniform")
+    assert other.model == record.model and other.baseline == record.baseline
+    assert other.fingerprint != record.fingerprint
+    assert run("none", model=str(model), tasks=TASKS, limit=4, out=out).fingerprint == record.baseline
+
+
 def test_the_uncompressed_model_is_a_reference_row_without_differences(model: Path, tmp_path: Path) -> None:
     record = run("none", model=str(model), tasks="mini-piqa", limit=4, out=tmp_path)
     assert record.bits.expert == 16 and record.calibration is None and record.results[0].difference is None
