@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mcbench import __version__
 from mcbench.errors import BadInput, CheckFailed, UnknownName
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -110,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         description="What does compressing this Mixture-of-Experts model cost, and what does it buy?",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"mcbench {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
     _add_run(commands)
 
@@ -133,7 +135,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Prints a default where there is one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
 def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
