@@ -63,7 +63,7 @@ class Settings:
     group_size: int = GROUP_SIZE
     damping: float = 0.01
     act_order: bool = True
-    rounds: int = 2
+    rounds: int = 3
     refit: int = 2
     fit: GridFit = fit_grid
     feedback_above: int = 0

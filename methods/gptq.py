@@ -38,7 +38,7 @@ class GPTQ(Method):
     group_size: int = 128
     damping: float = 0.01
     act_order: bool = True
-    rounds: int = 2
+    rounds: int = 3
     refit: int = 2
     variant: Literal["full", "mcmoe"] = "full"
 
