@@ -8,10 +8,10 @@ gptqmodel pins versions that differ from ours (numpy 2.2.6), so this runs in an 
     GPTQMODEL_CPU_WORKERS=2 gptqmodel-venv/bin/python benchmarks/against_gptqmodel.py [--out FILE]
 
 Both get the same weights and the same routed calibration tokens of the reference model's experts, at 2, 3 and 4 bits
-with groups of 128 (64 or 32 where that does not divide the row). gptqmodel runs with each of its settings below; `default` is
-what it does unasked (symmetric, reordering within groups, damping 0.05), `best` the lowest error of all of them, picked
-for each matrix. Its scales are left in fp32, ours are 16 bits. The figure is the layer error tr(dW H dW^T), ours
-divided by theirs: geometric and greatest over the matrices. gptqmodel refuses 1 bit.
+with groups of 128 (64 or 32 where that does not divide the row). gptqmodel runs with each of its settings below;
+`default` is what it does unasked (symmetric, reordering within groups, damping 0.05), `best` the lowest error of all of
+them, picked for each matrix. Its scales are left in fp32, ours are 16 bits. The figure is the layer error
+tr(dW H dW^T), ours divided by theirs: geometric and greatest over the matrices. gptqmodel refuses 1 bit.
 """
 
 from __future__ import annotations
