@@ -36,7 +36,7 @@ from mcbench.quantization import (
 )
 
 BLOCK = 128  # columns between two updates of all the columns that follow
-_STACK_BYTES = 1 << 28  # of weights that go through the column loop together
+_STACK_ROWS = {"cpu": 1 << 12, "cuda": 1 << 18}  # go through the column loop together; a CPU's cache holds a block
 _MOST_DAMPING = 10.0
 
 
@@ -83,7 +83,8 @@ def gptq(
     check_weights(weights, widths, hessian)
     weights, hessian = weights.float(), hessian.float()
     done: dict[int, list[QuantizedTensor]] = {bits: [] for bits in widths}
-    at_once = max(1, _STACK_BYTES // max(1, 4 * len(done) * weights[0].numel())) if len(weights) else 1
+    rows = _STACK_ROWS.get(weights.device.type, _STACK_ROWS["cpu"])
+    at_once = max(1, rows // max(1, len(done) * weights.shape[1]))
     for start in range(0, len(weights), at_once):
         part = slice(start, start + at_once)
         for bits, codes in _gptq_stack(weights[part], tuple(done), hessian[part], settings).items():
