@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from mcbench.record import Record, Result
 
 COLUMNS = 100  # fits a terminal, and a page when printed
+UNBROKEN = "\u00a0"  # a space at which no line is broken
 CHANCE = "~"  # marks a difference that chance could explain
 CHANCE_ERRORS = 1.96  # standard errors: 95 % of such differences come about without any cause
 
@@ -133,7 +134,8 @@ def _facts(record: Record) -> Iterator[tuple[str, str]]:
 
 
 def _sum(parts: Iterable[tuple[str, str]], total: str) -> str:
-    return f"{total}: {', '.join(f'{name} {amount}' for name, amount in parts)}"
+    listed = ", ".join(f"{name} {amount}" for name, amount in parts)
+    return f"{total}: {listed}".replace(" ", UNBROKEN).replace(f",{UNBROKEN}", ", ")
 
 
 def _megabytes(size: int) -> str:
@@ -141,13 +143,14 @@ def _megabytes(size: int) -> str:
 
 
 def _note(name: str, text: str) -> str:
-    return textwrap.fill(text, COLUMNS, initial_indent=f"{name:<11}", subsequent_indent=" " * 11)
+    filled = textwrap.fill(text, COLUMNS, initial_indent=f"{name:<11}", subsequent_indent=" " * 11)
+    return filled.replace(UNBROKEN, " ")
 
 
 def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
     """A table in plain text, its first `left` columns aligned to the left and the rest to the right."""
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    lines = [heads, ["-" * width for width in widths], *rows]
+    lines = [heads, ["-" * width * bool(head) for head, width in zip(heads, widths, strict=True)], *rows]
     return "\n".join(
         "  ".join(f"{cell:{'<' if at < left else '>'}{widths[at]}}" for at, cell in enumerate(line)).rstrip()
         for line in lines
