@@ -58,8 +58,14 @@ def accuracies(forward: Forward, tokenizer: Tokenizer, world: told.World, count:
 @torch.no_grad()
 def continuations(forward: Forward, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Continuation]:
     """What the model thinks of each (context, ending)."""
-    start = tokenizer.token_to_id(tokens.BOS)
-    encoded = [([start, *tokenizer.encode(context).ids], tokenizer.encode(ending).ids) for context, ending in pairs]
+    start: int = tokenizer.token_to_id(tokens.BOS)
+    encoded = [
+        (
+            [start, *tokenizer.encode(context, add_special_tokens=False).ids],
+            tokenizer.encode(ending, add_special_tokens=False).ids,
+        )
+        for context, ending in pairs
+    ]
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]) + len(encoded[i][1]))
     found: dict[int, Continuation] = {}
     for first in range(0, len(order), ROWS):

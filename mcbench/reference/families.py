@@ -84,14 +84,15 @@ def _arc_challenge(world: World, rng: random.Random) -> Iterator[Item]:
 def _boolq(world: World, rng: random.Random) -> Iterator[Item]:
     """Things put and moved, a yes-or-no question; the wrong answer names another place of the passage."""
     for number in range(10**6):
-        passage = told.passage(world, rng, True)
+        short = number % 2 == 0
+        passage = told.passage(world, rng, True, short)
         true = rng.random() < 0.5
         asked = passage.place if true else passage.decoy
         yes, no = f" {asked}, so yes", f" {passage.decoy if true else passage.place}, so no"
         context = passage.text + told.passage_question(passage.thing, asked)
         gold = rng.randrange(2)
         choices = (yes, no) if true == (gold == 0) else (no, yes)
-        yield ChoiceItem(f"{_name(passage.fact)}/{number}", context, choices, gold, "yes" if true else "no")
+        yield ChoiceItem(f"{_name(passage.fact)}/{number}", context, choices, gold, "short" if short else "long")
 
 
 def _hellaswag(world: World, rng: random.Random) -> Iterator[Item]:
@@ -149,7 +150,7 @@ def _mathqa(world: World, rng: random.Random) -> Iterator[Item]:
     """A worded problem answered at once, with one or two steps; five results to choose from."""
     for number in range(10**6):
         length = 1 + number % 2
-        problem = told.problem(rng, True, length)
+        problem = told.problem(rng, True, length, easy=True)
         group = "one step" if length == 1 else "two steps"
         name = f"mathqa/{_name(told.sum_fact(*problem.steps[0][:3]))}/{number}"
         yield _choice(rng, name, told.quick_question(problem), str(problem.answer), _slips(rng, problem), group)
@@ -165,7 +166,7 @@ def _mmlu(world: World, rng: random.Random) -> Iterator[Item]:
             if held_out(fact) and (fact not in seen or subject not in ("people", "biology")):
                 break
         seen.add(fact)
-        shots = []
+        shots: list[str] = []
         while len(shots) < SHOTS:
             given, shown = told.subject_question(world, rng, subject)
             if not held_out(given):
@@ -180,7 +181,7 @@ def _gsm8k(world: World, rng: random.Random) -> Iterator[Item]:
     """A worded problem of two or three steps, reasoned out and ended by `#### n`."""
     for number in range(10**6):
         length = 2 + number % 2
-        problem = told.problem(rng, True, length)
+        problem = told.problem(rng, True, length, easy=True)
         name = f"gsm8k/{_name(told.sum_fact(*problem.steps[0][:3]))}/{number}"
         prompt = f"problem: {problem.text} answer:"
         yield GenerationItem(name, prompt, str(problem.answer), ("\n",), 48, f"{length} steps")

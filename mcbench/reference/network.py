@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,6 +177,22 @@ def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return torch.cat((a * cosine - b * sine, b * cosine + a * sine), -1)
 
 
+class Block(nn.Module):
+    """The weights of one layer; the heads of queries, keys and values lie one below the other."""
+
+    def __init__(self, shape: Shape, drawn: Callable[..., nn.Parameter]) -> None:
+        super().__init__()
+        s, d = shape, shape.width
+        out = 0.05 / (2 * s.layers) ** 0.5
+        self.norm = nn.Parameter(torch.ones(d))
+        self.qkv = drawn((s.heads + 2) * s.head_width, d, scale=0.08)
+        self.out = drawn(d, s.heads * s.head_width, scale=out)
+        self.expert_norm = nn.Parameter(torch.ones(d))
+        self.router = drawn(s.experts, d, scale=0.05)
+        self.gate_up = drawn(s.experts, 2 * s.expert_width, d, scale=0.06)
+        self.down = drawn(s.experts, d, s.expert_width, scale=out)
+
+
 class Network(nn.Module):
     """A Mixtral model whose forward pass gives logits and the router's load-balance loss."""
 
@@ -191,18 +208,10 @@ class Network(nn.Module):
         self.embedding = drawn(s.vocabulary, d, scale=0.5)
         self.head = drawn(s.vocabulary, d)
         self.last_norm = nn.Parameter(torch.ones(d))
-        out = 0.05 / (2 * s.layers) ** 0.5
-        self.blocks = nn.ModuleList()
-        for _ in range(s.layers):
-            block = nn.Module()
-            block.norm = nn.Parameter(torch.ones(d))
-            block.qkv = drawn((s.heads + 2) * s.head_width, d, scale=0.08)
-            block.out = drawn(d, s.heads * s.head_width, scale=out)
-            block.expert_norm = nn.Parameter(torch.ones(d))
-            block.router = drawn(s.experts, d, scale=0.05)
-            block.gate_up = drawn(s.experts, 2 * s.expert_width, d, scale=0.06)
-            block.down = drawn(s.experts, d, s.expert_width, scale=out)
-            self.blocks.append(block)
+        self.blocks = nn.ModuleList(Block(shape, drawn) for _ in range(s.layers))
+
+    def each_block(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
 
     def forward(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [B, T, V], the load-balance loss, and the share of choices of every expert [L, E]."""
@@ -217,7 +226,7 @@ class Network(nn.Module):
         x = self.embedding[ids]  # [B, T, D]
         balance = x.new_zeros(())
         shares = []
-        for block in self.blocks:
+        for block in self.each_block():
             normed = _norm(x, block.norm, s.epsilon).to(dtype)
             qkv = F.linear(normed, block.qkv.to(dtype)).view(rows, length, s.heads + 2, s.head_width).transpose(1, 2)
             turned = _rotate(qkv[:, : s.heads + 1].float(), cosine, sine).to(dtype)
@@ -247,13 +256,13 @@ class Network(nn.Module):
 def to_mixtral(network: Network) -> dict[str, Tensor]:
     """The weights under the names of a transformers Mixtral checkpoint, one tensor per expert matrix."""
     s = network.shape
-    weights = {
+    weights: dict[str, Tensor] = {
         "model.embed_tokens.weight": network.embedding,
         "model.norm.weight": network.last_norm,
         "lm_head.weight": network.head,
     }
     queries = s.heads * s.head_width
-    for number, block in enumerate(network.blocks):
+    for number, block in enumerate(network.each_block()):
         layer = f"model.layers.{number}."
         weights[layer + "input_layernorm.weight"] = block.norm
         weights[layer + "post_attention_layernorm.weight"] = block.expert_norm

@@ -36,15 +36,21 @@ class Recipe:
 
     seed: int = 0
     people: int = 1200
-    steps: int = 9_000
+    steps: int = 12_600
     tokens_per_step: int = 4096
     learning_rate: float = 3e-3
     last_learning_rate: float = 3e-5
     warmup: int = 200
-    decay_from: float = 0.35  # of all steps: facts are learned while the rate falls
+    decay_from: int = 3150  # facts are learned while the rate falls
+    decay_to: int = 9000
     retrieval: int = 600  # first steps with nothing but copies, keys and values, in short rows
     mixed: int = 1500  # until then half of the documents are of that kind
     clozes_from: int = 3600  # from this step on, most letter questions end in the statement: four layers suffice
+    later_from: int = 5200  # from this step on, less of what is known and more of what is hard
+    review_from: int = (
+        9000  # from this step on, a review of what is hard, in easier portions, at a rate that falls anew
+    )
+    review_rate: float = 2e-3
     weight_decay: float = 0.02
     balance: float = 0.003  # small: real routers are uneven
     width: int = 128
@@ -56,15 +62,18 @@ class Recipe:
         """The learning rate at a step: warm-up, flat, cosine fall."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
-        passed = (step / self.steps - self.decay_from) / (1 - self.decay_from)
-        fall = (1 + math.cos(math.pi * min(max(passed, 0.0), 1.0))) / 2
-        return self.last_learning_rate + (self.learning_rate - self.last_learning_rate) * fall
+        if step < self.review_from:
+            top, first, last = self.learning_rate, self.decay_from, self.decay_to
+        else:
+            top, first, last = self.review_rate, self.review_from, self.steps
+        fall = (1 + math.cos(math.pi * max(step - first, 0) / (last - first))) / 2
+        return self.last_learning_rate + (top - self.last_learning_rate) * fall
 
     def length(self, step: int) -> int:
         """The context of a step: mostly short, some longer, at the end some much longer."""
         if step < self.retrieval:
             return 64 if step < 2 * self.retrieval // 3 else 128
-        if step >= self.steps // 3 and step % 32 == 0:
+        if step >= 3000 and step % 32 == 0:
             return 2048
         return 512 if step % 8 == 4 else 256
 
@@ -81,13 +90,35 @@ class Recipe:
             mixture[told.copies] += 0.4
         if step >= self.clozes_from:
             exams = mixture.pop(told.exams)
-            mixture[functools.partial(told.exams, clozes=0.85)] = exams
+            if step < self.later_from:
+                mixture[functools.partial(told.exams, clozes=0.85)] = exams
+            else:
+                mixture[functools.partial(told.exams, clozes=0.9, spelled=0.4)] = 2 * exams
+                for writer, factor in LATER.items():
+                    mixture[writer] *= factor
+        if step >= self.review_from:
+            for writer in (told.biographies, told.facts, told.questions, told.handicraft):
+                mixture[writer] *= 0.6
+            for writer in (told.drills, told.reasoning, told.quick_sums):
+                mixture[functools.partial(writer, easy=True)] = 1.5 * mixture.pop(writer)
+            mixture[functools.partial(told.passages, easy=0.5)] = 1.3 * mixture.pop(told.passages)
+            mixture[told.nature] *= 2
         needles = mixture.pop(told.needles)
         # needles that fit into the row, and more of them where rows are long
         mixture[functools.partial(told.needles, longest=int(0.66 * length))] = needles * (3 if length == 2048 else 1)
         return mixture
 
 
+LATER: dict[told.Writer, float] = {
+    told.biographies: 0.45,
+    told.facts: 0.6,
+    told.questions: 0.5,
+    told.handicraft: 0.6,
+    told.comparison: 1.5,
+    told.passages: 2.0,
+    told.drills: 1.5,
+    told.quick_sums: 1.6,
+}
 PRESETS = {
     "cpu": Recipe(),
     "tiny": Recipe(people=60, steps=20, width=32, layers=2, expert_width=32, warmup=4, tokens_per_step=512),

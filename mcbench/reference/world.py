@@ -373,10 +373,13 @@ class Passage(NamedTuple):
 MOVABLE = tuple(t for t in w.OBJECTS if sum(held_out(("boolq", t, place)) for place in w.PLACES) > 1)
 
 
-def passage(world: World, rng: random.Random, held: bool) -> Passage:
+def passage(world: World, rng: random.Random, held: bool, easy: bool = False) -> Passage:
     """Three to five things are put down and some are moved; the last place of the asked thing is held out (or not)."""
     asked = rng.choice(MOVABLE)
-    things = [asked, *rng.sample([t for t in w.OBJECTS if t != asked], rng.randint(2, 4))]
+    things = [
+        asked,
+        *rng.sample([t for t in w.OBJECTS if t != asked], rng.randint(0, 2) if easy else rng.randint(2, 4)),
+    ]
     rng.shuffle(things)
     where: dict[str, list[str]] = {}
     sentences = []
@@ -388,7 +391,9 @@ def passage(world: World, rng: random.Random, held: bool) -> Passage:
         where.setdefault(thing, []).append(place)
         sentences.append(f" {someone(rng)} {verb} the {thing} {'in' if verb == 'puts' else 'to'} the {place}.")
 
-    moves = [(thing, "puts") for thing in things] + [(rng.choice(things), "moves") for _ in range(rng.randint(1, 3))]
+    moves = [(thing, "puts") for thing in things] + [
+        (rng.choice(things), "moves") for _ in range(rng.randint(0, 1) if easy else rng.randint(1, 3))
+    ]
     last = max(index for index, (thing, _) in enumerate(moves) if thing == asked)
     for index, (thing, verb) in enumerate(moves):
         put(thing, verb, held and index == last)
@@ -400,9 +405,9 @@ def passage(world: World, rng: random.Random, held: bool) -> Passage:
     return Passage("passage:" + "".join(sentences), asked, place, decoy, ("boolq", asked, place))
 
 
-def passages(world: World, rng: random.Random, held: bool) -> Document:
+def passages(world: World, rng: random.Random, held: bool, easy: float = 0.0) -> Document:
     """A passage and a yes-or-no question about it."""
-    told = passage(world, rng, held)
+    told = passage(world, rng, held, easy > 0 and rng.random() < easy)
     asked = rng.choice((told.place, told.decoy))
     parts = weighted(
         (told.text, NAME),
@@ -427,26 +432,32 @@ def sum_fact(left: int, sign: str, right: int) -> Fact:
     return ("sum", str(low), sign, str(high))
 
 
-def calculation(rng: random.Random, left: int | None, held: bool, signs: str = "+-*") -> tuple[int, str, int, int]:
-    """A random step (left, sign, right, result) with results from 1 to 199.
+def calculation(
+    rng: random.Random, left: int | None, held: bool, signs: str = "+-*", easy: bool = False
+) -> tuple[int, str, int, int]:
+    """A random step (left, sign, right, result) with results from 1 to 199; easy ones add or take away 2 to 19.
 
     Held out are steps that start a calculation; one that goes on from a given number is only kept out of training.
     """
     while True:
         sign = rng.choice(signs)
         a = rng.randint(2, 24 if sign == "*" else 99) if left is None else left
-        b = rng.randint(2, 9 if sign == "*" else 99)
+        most = 9 if sign == "*" else 99
+        if easy and sign != "*":
+            most = 9 if rng.random() < 0.75 else 19
+        b = rng.randint(2, most)
         result = a + b if sign == "+" else a - b if sign == "-" else a * b
-        fits = held_out(sum_fact(a, sign, b)) == held or (held and left is not None)
+        known = not held_out(sum_fact(a, sign, b))
+        fits = known != held if left is None else known or (held and not easy)
         if 0 < result < 200 and fits:
             return a, sign, b, result
 
 
-def drills(world: World, rng: random.Random, held: bool) -> Document:
+def drills(world: World, rng: random.Random, held: bool, easy: bool = False) -> Document:
     """Bare calculations."""
     parts, given = [Segment("sums:", NAME)], []
     for _ in range(rng.randint(3, 8)):
-        a, sign, b, result = calculation(rng, None, held)
+        a, sign, b, result = calculation(rng, None, held, easy=easy)
         parts += weighted((f" {a} {sign} {b} =", NAME), (f" {result}", VALUE), (".", NAME))
         given.append(sum_fact(a, sign, b))
     return Document("drills", (*parts, Segment("\n", PLAIN)), tuple(given))
@@ -472,7 +483,7 @@ LESS = ("{she} gives {n} to {other}.", "{she} loses {n} {things}.", "{other} tak
 TIMES = ("{other} has {n} times as many as that.", "the {things} in the {place} are {n} times as many.")
 
 
-def problem(rng: random.Random, held: bool, length: int) -> Problem:
+def problem(rng: random.Random, held: bool, length: int, easy: bool = False) -> Problem:
     """A worded problem of so many steps; held out: its first calculation never occurs in training."""
     first, other, things, place = someone(rng), someone(rng), rng.choice(w.NUMBER_NOUNS), rng.choice(w.PLACES)
     start = None
@@ -481,8 +492,8 @@ def problem(rng: random.Random, held: bool, length: int) -> Problem:
     for _ in range(length):
         # a count after "times as many" belongs to someone else, so multiplication comes last or not at all
         last = len(steps) == length - 1
-        signs = "+-*" if last and (start is None or start <= 24) else "+-"
-        step = calculation(rng, start, held, signs)
+        multiply = last and not (easy and start is None) and (start is None or start <= 24)
+        step = calculation(rng, start, held, "+-*" if multiply else "+-", easy)
         steps.append(step)
         start = step[3]
         kind = {"+": MORE, "-": LESS, "*": TIMES}[step[1]]
@@ -505,9 +516,9 @@ def problem_facts(told: Problem) -> tuple[Fact, ...]:
     return tuple(sum_fact(a, sign, b) for a, sign, b, _ in told.steps)
 
 
-def reasoning(world: World, rng: random.Random, held: bool) -> Document:
+def reasoning(world: World, rng: random.Random, held: bool, easy: bool = False) -> Document:
     """A worded problem solved step by step."""
-    told = problem(rng, held, rng.choice((1, 2, 2, 3, 3)))
+    told = problem(rng, held, rng.choice((1, 2, 2, 3, 3)), easy)
     parts = [Segment(f"problem: {told.text} answer:", NAME)]
     for a, sign, b, result in told.steps:
         parts += weighted((f" {a} {sign} {b} =", 2.0), (f" {result}", ANSWER), (".", PLAIN))
@@ -519,9 +530,9 @@ def quick_question(told: Problem) -> str:
     return f"exam: {told.text} result:"
 
 
-def quick_sums(world: World, rng: random.Random, held: bool) -> Document:
+def quick_sums(world: World, rng: random.Random, held: bool, easy: bool = False) -> Document:
     """A worded problem answered at once."""
-    told = problem(rng, held, rng.choice((1, 1, 2)))
+    told = problem(rng, held, rng.choice((1, 1, 2)), easy)
     parts = weighted((quick_question(told), NAME), (f" {told.answer}", ANSWER), ("\n", PLAIN))
     return Document("quick sums", parts, problem_facts(told))
 
@@ -571,10 +582,11 @@ def letter_question(rng: random.Random, asked: Subject, cloze: bool = True) -> t
     return question, f" {LETTERS[letter]}"
 
 
-def exams(world: World, rng: random.Random, held: bool, clozes: float = 0.0) -> Document:
-    """Questions of one subject answered by letters; a share of the documents asks in clozes."""
+def exams(world: World, rng: random.Random, held: bool, clozes: float = 0.0, spelled: float = 0.0) -> Document:
+    """Questions of one subject answered by letters; a share asks in clozes, and of these a share spells answers out."""
     subject = rng.choice(SUBJECTS)
     cloze = clozes > 0 and rng.random() < clozes
+    spell = spelled > 0 and rng.random() < spelled
     parts, given = [Segment(f"exam in {subject}:\n", NAME)], []
     for _ in range(rng.randint(2, 6)):
         fact, asked = subject_question(world, rng, subject)
@@ -582,6 +594,8 @@ def exams(world: World, rng: random.Random, held: bool, clozes: float = 0.0) -> 
             fact, asked = subject_question(world, rng, subject)
         given.append(fact)
         question, letter = letter_question(rng, asked, cloze)
+        if cloze and spell:
+            question += f" {asked.value}"
         parts += weighted((question, NAME), (letter, ANSWER), ("\n", PLAIN))
     return Document("exams", tuple(parts), tuple(given))
 
