@@ -39,8 +39,8 @@ METHODS = (
     "gptq(act_order=False, rounds=1, refit=0)",
     "gptq(rounds=1, refit=0)",
     "gptq(rounds=1)",
+    "gptq(act_order=False)",
     "gptq",
-    "gptq(rounds=3)",
 )
 
 
