@@ -45,7 +45,7 @@ METHODS = (
     "output-kl",
     "output-kl(scope=layer)",
 )
-TASKS = "mini-perplexity,mini-arc-easy,mini-arc-challenge,mini-boolq,mini-hellaswag,mini-mathqa,mini-gsm8k,mini-needle"
+TASKS = "mini-perplexity,mini-piqa,mini-arc-easy,mini-hellaswag,mini-winogrande,mini-gsm8k,mini-humaneval,mini-needle"
 WIDTHS = (1, 2, 3)
 
 
