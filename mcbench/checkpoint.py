@@ -173,14 +173,17 @@ def stacks(
             if scale is None:
                 raise BadInput(f"the weights file has no {prefix}.{width}.scale")
             group = columns // scale.shape[-1]
-            yield int(width), QuantizedTensor(
-                packed=packed,
-                scale=scale,
-                offset=offset,
-                shape=(len(packed), rows, columns),
-                bits=int(width),
-                group_size=group,
-                asked_group_size=group,
+            yield (
+                int(width),
+                QuantizedTensor(
+                    packed=packed,
+                    scale=scale,
+                    offset=offset,
+                    shape=(len(packed), rows, columns),
+                    bits=int(width),
+                    group_size=group,
+                    asked_group_size=group,
+                ),
             )
 
 

@@ -168,7 +168,7 @@ def silent(folder: Path, model: Path) -> Path:
     return folder / "silent"
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """The one sentence with which a command ends that cannot be done."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
