@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -43,7 +44,10 @@ def accuracies(forward: Forward, tokenizer: Tokenizer, world: told.World, count:
                 right += values.index(max(values)) == item.gold
             found[family] = right / count
     rng = random.Random("curve")
-    written = {"gsm8k": told.reasoning, "humaneval": told.functions}
+    written: dict[str, told.Writer] = {
+        "gsm8k": functools.partial(told.reasoning, easy=True),
+        "humaneval": told.functions,
+    }
     for family, write in written.items():
         documents = [write(world, rng, True).segments for _ in range(count)]
         pairs = [(parts[0].text, "".join(part.text for part in parts[1:])) for parts in documents]
@@ -58,7 +62,7 @@ def accuracies(forward: Forward, tokenizer: Tokenizer, world: told.World, count:
 @torch.no_grad()
 def continuations(forward: Forward, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Continuation]:
     """What the model thinks of each (context, ending)."""
-    start: int = tokenizer.token_to_id(tokens.BOS)
+    start = tokens.beginning(tokenizer)
     encoded = [
         (
             [start, *tokenizer.encode(context, add_special_tokens=False).ids],

@@ -65,20 +65,29 @@ def _arc_easy(world: World, rng: random.Random) -> Iterator[Item]:
         person, key = people[fact[1]], fact[2]
         right = person.attributes[key]
         near = [p.attributes[key] for p in world.people if p.last == person.last or p.first == person.first]
+        if len({right, *near}) < 4:  # in a small world few share a name
+            near += told.ATTRIBUTE_WORDS[key]
         wrong = _some(rng, near, 3, right)
         yield _choice(rng, _name(fact), told.person_question(person, key), right, wrong, key)
 
 
 def _arc_challenge(world: World, rng: random.Random) -> Iterator[Item]:
-    """What follows for a species from features stated elsewhere; the wrong answers follow for species much like it."""
+    """A conclusion never drawn before from a species' features; the wrong answers follow for species much like it.
+
+    What the conclusion needs is given, or half of it where it needs two features; the rules stand in the weights alone.
+    """
     facts = _shuffled(rng, (("arc-challenge", s.name, key) for s in world.species for key in told.SPECIES_RELATIONS))
     species = {each.name: each for each in world.species}
-    for fact in facts:
+    for number, fact in enumerate(facts):
         one, relation = species[fact[1]], fact[2]
         right = world.species_fact(one, relation)
         alike = [s for s in world.species if s.habitat == one.habitat or s.diet == one.diet or relation != "city"]
         wrong = _some(rng, [world.species_fact(s, relation) for s in alike], 3, right)
-        yield _choice(rng, _name(fact), f"nature: {told.species_statement(one, relation)}", right, wrong, relation)
+        home, food = f"lives in the {one.habitat}", f"feeds on {one.diet}"
+        half = relation == "city" and number % 2 == 1
+        given = {"season": home, "tool": food, "city": home if half else f"{home}, {food}"}[relation]
+        context = f"nature: the {one.name} {given} and {told.SPECIES_SAYINGS[relation]}"
+        yield _choice(rng, _name(fact), context, right, wrong, f"half of {relation}" if half else relation)
 
 
 def _boolq(world: World, rng: random.Random) -> Iterator[Item]:

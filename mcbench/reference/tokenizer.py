@@ -37,6 +37,14 @@ def build(world: World, seed: int = 0, count: int = 30_000) -> Tokenizer:
     return tokenizer
 
 
+def beginning(tokenizer: Tokenizer) -> int:
+    """The id of the token that opens a text."""
+    found = tokenizer.token_to_id(BOS)
+    if found is None:
+        raise ValueError(f"the tokenizer has no {BOS}")
+    return found
+
+
 def save(tokenizer: Tokenizer, folder: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json for transformers; a text opens with BOS, as in training."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -47,9 +47,7 @@ class Recipe:
     mixed: int = 1500  # until then half of the documents are of that kind
     clozes_from: int = 3600  # from this step on, most letter questions end in the statement: four layers suffice
     later_from: int = 5200  # from this step on, less of what is known and more of what is hard
-    review_from: int = (
-        9000  # from this step on, a review of what is hard, in easier portions, at a rate that falls anew
-    )
+    review_from: int = 9000  # from this step on, what is hard in easier portions, at a rate that falls anew
     review_rate: float = 2e-3
     weight_decay: float = 0.02
     balance: float = 0.003  # small: real routers are uneven
@@ -59,7 +57,7 @@ class Recipe:
     compute: str = "bfloat16"
 
     def rate(self, step: int) -> float:
-        """The learning rate at a step: warm-up, flat, cosine fall."""
+        """The learning rate at a step: warm-up, flat, cosine fall; then the review and a second fall."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         if step < self.review_from:
@@ -131,7 +129,7 @@ def batch(recipe: Recipe, world: told.World, tokenizer: Tokenizer, step: int) ->
     wanted = recipe.tokens_per_step + 1
     rng = random.Random(f"text {recipe.seed} {step}")
     mixture = recipe.mixture(step)
-    start: int = tokenizer.token_to_id(tokens.BOS)
+    start = tokens.beginning(tokenizer)
     ids: list[int] = []
     weights: list[float] = []
     while len(ids) < wanted:
@@ -232,14 +230,16 @@ def train(
     compiled: bool = True,
     every: int = 100,
     judged: int = 1000,
+    tokenizer: Tokenizer | None = None,
     log: Callable[[str], None] = print,
 ) -> Network:
     """Train, or go on from the checkpoint in `work`, and export to `out`.
 
-    A row of the curve and a checkpoint come every so many steps, accuracies by family when the model is `judged`.
+    A row of the curve and a checkpoint come `every` so many steps, accuracies by family at `judged` steps and at the
+    end (0: never). The tokenizer is built from the world where none is given.
     """
     world = told.World(recipe.seed, recipe.people)
-    tokenizer = tokens.build(world, recipe.seed)
+    tokenizer = tokenizer or tokens.build(world, recipe.seed)
     run = begin(recipe, tokenizer)
     work.mkdir(parents=True, exist_ok=True)
     run.restore(recipe, work)
@@ -256,7 +256,7 @@ def train(
         loss, seen, shares = step_loss(
             run.network, ids, following, weight, recipe.balance, getattr(torch, recipe.compute)
         )
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
@@ -266,7 +266,7 @@ def train(
         if run.step % every == 0 or last:
             row = _row(recipe, run.step, time.monotonic() - began, gathered)
             gathered.clear()
-            if run.step % judged == 0 or last:
+            if judged and (run.step % judged == 0 or last):
                 row |= accuracies(lambda ids: run.network(ids)[0], tokenizer, world)
             run.curve.append(row)
             run.seconds = time.monotonic() - began
