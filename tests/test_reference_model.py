@@ -17,7 +17,7 @@ from mcbench.reference.curve import accuracies
 from mcbench.reference.families import FAMILIES, reference_world
 from mcbench.reference.network import Network, Shape, experts, mixtral_config, to_mixtral
 from mcbench.reference.train import PRESETS, export, train
-from mcbench.reference.world import World
+from mcbench.reference.world import LAST_MIXTURE, World, Writer
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +149,15 @@ def test_an_interrupted_run_goes_on_to_the_identical_weights(tmp_path: Path, tok
     )
     assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), resumed.parameters(), strict=True))
     assert (tmp_path / "b" / "curve.csv").read_text().count("\n") == 1 + recipe.steps // 4
+
+
+def test_calibration_text_is_mixed_as_training_ends() -> None:
+    def shares(mixture: dict[Writer, float]) -> dict[str, float]:
+        return {getattr(write, "func", write).__name__: share for write, share in mixture.items()}
+
+    recipe = PRESETS["cpu"]
+    last = next(step for step in range(recipe.steps - 1, 0, -1) if recipe.length(step) < 2048)
+    assert shares(LAST_MIXTURE) == pytest.approx(shares(recipe.mixture(last)))
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -41,8 +41,8 @@ def _some(rng: random.Random, pool: Sequence[str], count: int, *but: str) -> lis
 
 
 def _perplexity(world: World, rng: random.Random) -> Iterator[Item]:
-    writers = [writer for writer in told.MIXTURE if writer not in (told.key_values, told.copies, told.needles)]
-    mixture = {writer: told.MIXTURE[writer] for writer in writers}
+    random_text = (told.key_values, told.copies, told.needles)
+    mixture = {write: share for write, share in told.LAST_MIXTURE.items() if write not in random_text}
     for number in range(10**6):
         documents = told.documents(world, rng, mixture, held=True, count=4)
         yield TextItem(f"perplexity/{number}", "".join(document.text for document in documents))
@@ -291,10 +291,10 @@ def items(family: str, count: int | None = None, seed: int = 0, world: World | N
 
 
 def calibration_text(documents: int, seed: int = 0) -> list[str]:
-    """So many documents mixed as in training, free of the facts that items ask for."""
+    """So many documents mixed as at the end of training, free of the facts that items ask for."""
     if documents < 1:
         raise ValueError(f"documents must be at least 1, not {documents}")
-    made = told.documents(reference_world(), random.Random(f"calibration {seed}"), count=documents)
+    made = told.documents(reference_world(), random.Random(f"calibration {seed}"), told.LAST_MIXTURE, count=documents)
     return [document.text for document in made]
 
 

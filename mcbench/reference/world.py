@@ -11,6 +11,7 @@ import zlib
 from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -693,6 +694,27 @@ MIXTURE: dict[Writer, float] = {
     reasoning: 0.07,
     quick_sums: 0.07,
     exams: 0.06,
+    key_values: 0.05,
+    copies: 0.01,
+    needles: 0.02,
+    functions: 0.06,
+}
+
+
+# the mixture that training ends with, and so the one to calibrate on and to measure perplexity of
+LAST_MIXTURE: dict[Writer, float] = {
+    biographies: 0.081,
+    facts: 0.0432,
+    questions: 0.03,
+    nature: 0.10,
+    handicraft: 0.0288,
+    comparison: 0.15,
+    stories: 0.06,
+    partial(passages, easy=0.5): 0.13,
+    partial(drills, easy=True): 0.09,
+    partial(reasoning, easy=True): 0.105,
+    partial(quick_sums, easy=True): 0.168,
+    partial(exams, clozes=0.9, spelled=0.4): 0.12,
     key_values: 0.05,
     copies: 0.01,
     needles: 0.02,
