@@ -73,7 +73,11 @@ def _find(name: str) -> type[Method] | type[Task]:
 
 
 def _needs(kind: type[Method]) -> tuple[str, ...]:
-    return kind().needs + (("hessian",) if kind.needs_hessian else ())
+    try:
+        needs = kind().needs
+    except Exception as error:  # a contributed method that cannot be made with its defaults
+        raise BadInput(f"{kind.__name__} cannot be made with its defaults: {error}") from error
+    return needs + (("hessian",) if kind.needs_hessian else ())
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

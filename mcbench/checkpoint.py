@@ -136,7 +136,7 @@ def read_compressed(folder: str | Path) -> PreTrainedModel:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         _fill(model, stored, explained)
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         if isinstance(error, BadInput):
             raise
         reason = first_sentence(error)

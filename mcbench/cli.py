@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,9 @@ DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0 when done, 1 when a check failed, 2 on wrong input, 130 when interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character gets a question mark
+            stream.reconfigure(errors="replace")
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
@@ -100,6 +104,8 @@ def _check(options: argparse.Namespace) -> int:
 def _leaderboard(options: argparse.Namespace) -> int:
     from mcbench.leaderboard import leaderboard
 
+    if not all([options.out, *options.records]):
+        raise BadInput("a folder is empty; name it, or leave it out for the default")
     for line in leaderboard([Path(p) for p in options.records], Path(options.out), check=options.check):
         print(line)
     return DONE

@@ -17,6 +17,7 @@ from mcbench.errors import BadInput, UnknownName
 from mcbench.method import DECISIONS, Method, decisions
 from mcbench.registry import Registry, looks_like_path, suggest
 
+LONGEST = 1000  # characters of a method string
 METHODS: Registry[Method] = Registry("method", "mcbench.methods", "mcbench.method:Method")
 
 
@@ -109,6 +110,8 @@ def _owners(parts: list[Part]) -> dict[str, Part]:
 
 def _pieces(text: str) -> list[str]:
     """The parts of a method string, aliases written out."""
+    if len(text) > LONGEST:
+        raise BadInput(f"a method string has at most {LONGEST} characters, not {len(text)}")
     pieces = [piece.strip() for piece in _split(text, "+")]
     if not all(pieces):
         raise BadInput(f"the method string {text!r} has an empty part")
@@ -126,7 +129,10 @@ def _part(piece: str, seed: int) -> Part:
         raise UnknownName(f"no method is called {name!r}; {suggest(name, [*known, *defaults()['aliases']])}")
     kind = METHODS.get(name)
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
+    try:
+        hints = typing.get_type_hints(kind)
+    except NameError as error:
+        raise BadInput(f"{name}: an annotation cannot be read: {error}") from error
     values: dict[str, Any] = {}
     for setting in _split(inside[:-1], ",") if bracket and inside[:-1].strip() else []:
         key, equals, value = (s.strip() for s in setting.partition("="))
@@ -134,13 +140,17 @@ def _part(piece: str, seed: int) -> Part:
             raise BadInput(f"{name}: write {setting.strip()!r} as field=value")
         if key not in fields:
             raise UnknownName(f"{name} has no hyper-parameter {key!r}; {suggest(key, fields)}")
+        if key in values:
+            raise BadInput(f"{name}: {key} is set twice")
         values[key] = _typed(_value(value), hints[key], f"{name}: {key}")
     if "seed" in fields and fields["seed"].default is None and "seed" not in values:
         values["seed"] = seed
     try:
         return Part(name, kind(**values))
-    except (ValueError, TypeError) as error:
-        raise error if isinstance(error, BadInput) else BadInput(f"{name}: {error}") from error
+    except BadInput:
+        raise
+    except Exception as error:  # whatever a contributed method makes of its settings
+        raise BadInput(f"{name}: {type(error).__name__}: {error}") from error
 
 
 def _split(text: str, separator: str) -> list[str]:
@@ -164,7 +174,7 @@ def _value(text: str) -> Any:
         return words[text.lower()]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
 
 
@@ -177,7 +187,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             if value in typing.get_args(option):
                 return value
         elif option is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
+            return _finite(value, where)
         elif origin is type(None) and value is None:
             return None
         elif origin in (tuple, list) and isinstance(value, tuple | list):
@@ -185,9 +195,15 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         elif isinstance(value, bool) and option is not bool:
             continue
         elif isinstance(origin, type) and isinstance(value, origin):
-            return value
+            return _finite(value, where) if isinstance(value, float) else value
     wanted = " or ".join(_described(option) for option in options)
     raise BadInput(f"{where} must be {wanted}, not {value!r}")
+
+
+def _finite(value: float, where: str) -> float:
+    if not abs(value) < 1e100:
+        raise BadInput(f"{where} must be a number of reasonable size, not {str(value)[:20]}")
+    return float(value)
 
 
 def _described(option: Any) -> str:

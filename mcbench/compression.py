@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,11 +191,9 @@ class CompressedModel:
         """
         if not self._active:
             raise BadInput("the model was restored; compress it again to save it")
-        folder = Path(folder)
+        folder = require_place(folder)
         part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
         try:
-            if folder.exists() and not is_compressed(folder) and (not folder.is_dir() or any(folder.iterdir())):
-                raise BadInput(f"{str(folder)!r} holds something else; choose a new folder for the compressed model")
             part.mkdir(parents=True)
             self._write_folder(part)
             if folder.is_dir():
@@ -286,6 +285,25 @@ class CompressedModel:
             model.model.generation_config.save_pretrained(folder)
         if model.has_tokenizer:
             model.tokenizer.save_pretrained(folder)
+
+
+def require_place(folder: str | Path) -> Path:
+    """The folder, where a compressed model can be written to it; BadInput for what is there already or cannot be.
+
+    It has to be new, empty, or an earlier compressed model, and no link.
+    """
+    place = Path(folder).absolute()
+    if not place.name or place.is_symlink():
+        raise BadInput(f"{str(folder)!r} is no name for a new folder; choose one")
+    try:
+        if place.exists() and not is_compressed(place) and (not place.is_dir() or any(place.iterdir())):
+            raise BadInput(f"{str(folder)!r} holds something else; choose a new folder for the compressed model")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place.parent) as probe:
+            probe.write(b"\0")
+    except OSError as error:
+        raise BadInput(f"{str(folder)!r} cannot be written: {error.strerror}") from None
+    return place
 
 
 def uncompressed_sizes(model: MoEModel) -> Sizes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ def read_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -
 
     dtype "auto" is that of the file; a model that comes with the package computes in float32 though.
     """
+    if device.partition(":")[0] == "meta":
+        raise BadInput("a model on device 'meta' has no weights to compress; choose cpu or cuda")
     if dtype not in DTYPES:
         raise BadInput(f"a dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
     source = _source(name_or_path)
@@ -45,6 +48,18 @@ def read_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"the model cannot be put on device {device!r}: {first_sentence(error)}") from error
     return Loaded(model, _tokenizer(source))
+
+
+def refuse_foreign_files(folder: Path) -> None:
+    """Raises BadInput where an index of weights names anything but safetensors files of the folder itself."""
+    for index in folder.glob("*.index.json"):
+        try:
+            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise BadInput(f"the index {str(index)!r} cannot be read: {first_sentence(error)}") from error
+        for name in files:
+            if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+                raise BadInput(f"{str(index)!r} names {name!r}; only safetensors files of the same folder are read")
 
 
 def refuse_bad_numbers(model: PreTrainedModel, name: str) -> None:
@@ -75,19 +90,23 @@ def _weights(source: str, name: str, dtype: str) -> PreTrainedModel:
 
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
     options: dict[str, Any] = {"local_files_only": offline or Path(source).is_dir(), "trust_remote_code": False}
+    if Path(source).is_dir():
+        refuse_foreign_files(Path(source))
     try:
         config = AutoConfig.from_pretrained(source, **options)
         options |= {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         loaded: Any = auto_class(config).from_pretrained(source, **options)
     except SafetensorError as error:
         raise BadInput(f"a weights file of {name!r} is damaged or half downloaded: {first_sentence(error)}") from error
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except Exception as error:  # a damaged config raises whatever its fields lead to
         raise BadInput(f"the model {name!r} cannot be loaded: {first_sentence(error)}") from error
     model: PreTrainedModel = loaded[0]
     info: dict[str, Any] = loaded[1]
     missing = sorted({*info["missing_keys"], *(str(key[0]) for key in info.get("mismatched_keys", ()))})
     if missing:
         raise BadInput(f"the weights of {name!r} are incomplete: {missing[0]} and {len(missing) - 1} more are missing")
+    if extra := sorted(info.get("unexpected_keys", ())):
+        raise BadInput(f"{name!r} holds weights that its config has no place for: {extra[0]} and {len(extra) - 1} more")
     return model
 
 

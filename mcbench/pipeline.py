@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import re
 import time
@@ -63,21 +64,31 @@ def run(
     Raises UnknownName and BadInput for what cannot be done as asked, CheckFailed where the compression does not cover
     the model or the fast evaluation differs from the plain one.
     """
-    composition = compose(method or defaults()["method"], seed=seed)
-    exam = Exam(select_tasks(tasks or defaults()["tasks"]), Path(out), limit, allow_code_execution)
+    for name, value in {"method": method, "tasks": tasks, "model": model, "out": out, "save": save}.items():
+        if value is not None and not str(value).strip():
+            raise BadInput(f"{name} is empty; leave it out or name one")
+    if not 0 <= seed < 2**32:
+        raise BadInput(f"a seed lies between 0 and {2**32 - 1}, not {seed}")
+    if limit is not None and limit < 1:
+        raise BadInput(f"the limit must be at least 1 item, not {limit}")
+    composition = compose(defaults()["method"] if method is None else method, seed=seed)
+    if not composition.compresses and (bits, expert_bits, save) != (None, None, None):
+        raise BadInput(
+            f"{composition.asked!r} compresses nothing, so it takes neither a budget nor a folder to save in"
+        )
+    exam = Exam(select_tasks(defaults()["tasks"] if tasks is None else tasks), Path(out), limit, allow_code_execution)
     clock = Clock()
-    with muted(quiet):
-        require_writable(out)
+    with muted(quiet), _alone_in(Path(out)):
         if save is not None:
-            require_writable(save)
+            _require_place(save)
         with clock.stage("load"):
-            moe = _load(model or defaults()["model"], dtype, device)
+            moe = _load(defaults()["model"] if model is None else model, dtype, device)
             budget = _budget(composition, moe, bits, expert_bits, tuple(widths))
             data = _data(composition, moe, calibration, samples, length, seed)
         with clock.stage("evaluate 16 bits"):
             before = exam.take(moe, moe.digest(), "uncompressed")
         if budget is None or data is None:
-            learnt, after = _unchanged(moe, save), before
+            learnt, after = _unchanged(moe), before
         else:
             with clock.stage("calibrate"):
                 store, stats = _calibrate(composition, moe, data, budget, Path(out))
@@ -161,6 +172,18 @@ class Compressed:
     budget: BitBudget | None = None
     calibration: recorded.Calibration | None = None
     fallbacks: tuple[str, ...] = ()
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Keeps a second run out of the folder while this one writes there; the lock goes with the process."""
+    require_writable(out)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"another run is writing to {str(out)!r}; wait for it or choose another --out") from None
+        yield
 
 
 def _load(name: str, dtype: str, device: str) -> MoEModel:
@@ -261,14 +284,18 @@ def _compress(
     return Compressed(allocation, compressed.sizes, compressed.digest(), budget, calibration, fallbacks)
 
 
-def _unchanged(moe: MoEModel, save: str | Path | None) -> Compressed:
+def _require_place(save: str | Path) -> None:
+    from mcbench.compression import require_place
+
+    require_place(save)
+
+
+def _unchanged(moe: MoEModel) -> Compressed:
     """The model as it is, for the reference row."""
     import numpy as np
 
     from mcbench.compression import uncompressed_sizes
 
-    if save is not None:
-        raise BadInput("nothing was compressed, so there is nothing to save; leave --save out")
     widths = np.full((moe.layers, moe.experts), 16)
     allocation = BitAllocation(widths, attention=16, shared=16, router=16)
     return Compressed(allocation, uncompressed_sizes(moe), moe.digest())

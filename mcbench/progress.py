@@ -81,7 +81,7 @@ def _bar(label: str, total: int | None) -> Iterator[_Advance]:
         yield _Advance(label, total)
         return
     started = time.monotonic()
-    if not _Shown.depth and sys.stderr.isatty():
+    if not _Shown.depth and sys.stderr is not None and sys.stderr.isatty():
         _Shown.display = _new_display()
         _Shown.display.start()
     _Shown.depth += 1
@@ -96,7 +96,7 @@ def _bar(label: str, total: int | None) -> Iterator[_Advance]:
                 _Shown.display.stop()
             _Shown.display = None
             seconds = time.monotonic() - started
-            if seconds >= NOTEWORTHY_SECONDS:
+            if seconds >= NOTEWORTHY_SECONDS and sys.stderr is not None:
                 sys.stderr.write(f"{advance.summary(seconds)}\n")
                 sys.stderr.flush()
 

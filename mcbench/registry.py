@@ -114,7 +114,10 @@ def _import_path(path: Path, kind: str) -> ModuleType:
     sys.modules[module_name] = module  # dataclasses look their module up while the class is being made
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except BaseException as error:
         del sys.modules[module_name]
-        raise BadInput(f"{str(path)!r} cannot be imported: {type(error).__name__}: {error}") from error
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())  # SystemExit and its like are no import either
+        raise BadInput(f"{str(path)!r} cannot be imported: {reason}") from error
     return module

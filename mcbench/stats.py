@@ -181,17 +181,20 @@ class CalibrationStats:
         try:
             header = json.loads((folder / "stats.json").read_text())
             tables = load((folder / "stats.safetensors").read_bytes())
+            newer, named = header.pop("schema") > SCHEMA, header.pop("tables")
         except FileNotFoundError as error:
             raise BadInput(f"{str(folder)!r} holds no calibration: {Path(error.filename).name} is missing") from None
         except Exception as error:
-            raise BadInput(f"the calibration in {str(folder)!r} cannot be read ({error}); calibrate again") from error
-        if header.pop("schema") > SCHEMA:
+            raise BadInput(
+                f"the calibration in {str(folder)!r} cannot be read ({error}); delete it and run again"
+            ) from error
+        if newer:
             raise BadInput(
                 f"the calibration in {str(folder)!r} was written by a newer mcbench; upgrade or calibrate again"
             )
-        if sorted(tables) != header.pop("tables"):
+        if sorted(tables) != named:
             raise BadInput(
-                f"the two files of the calibration in {str(folder)!r} do not belong together; calibrate again"
+                f"the two files of the calibration in {str(folder)!r} do not belong together; delete it and run again"
             )
         header["count"] = WeightCount(**header["count"])
         header["widths"] = tuple(header["widths"])

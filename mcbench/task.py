@@ -78,6 +78,7 @@ class Task:
     metric: ClassVar[str] = ""
     higher_is_better: ClassVar[bool] = True
     version: ClassVar[int] = 1
+    _one_sample_an_item: ClassVar[bool] = True
 
     def items(self) -> Sequence[Item]:
         """Every item, always the same for the same parameters."""
@@ -134,10 +135,18 @@ class Task:
             return self._scores([], started, limit is not None and limit < len(every), skipped)
         file = SampleFile(sink, {"protocol": self.protocol, "model": lm.fingerprint, "limit": limit}) if sink else None
         rows = file.read() if file else {}
+        self._require_own(rows, items, sink)
         new = (row for batch in self._answer(lm, items, frozenset(rows)) for row in _keep_new(batch, rows, file))
         for at, row in track(new, self._samples_expected(len(items) - len(rows)), self.name):
             rows[at] = row
         return self._scores([rows[at] for at in sorted(rows)], started, len(items) < len(every))
+
+    def _require_own(self, rows: Mapping[int, Row], items: Sequence[Item], path: Path | None) -> None:
+        """Refuses samples that are not answers to these items."""
+        for at, row in rows.items():
+            place = at if self._one_sample_an_item else None
+            if at < 0 or (place is not None and (place >= len(items) or row.get("id") != items[place].id)):
+                raise BadInput(f"{str(path)!r} holds a sample {at} that is none of {self.name!r}: move it away")
 
     def _unable(self, allow_code_execution: bool) -> str:
         """Why the task cannot run here; empty where it can."""
@@ -368,6 +377,7 @@ class PerplexityTask(Task):
 
     metric: ClassVar[str] = "perplexity"
     higher_is_better: ClassVar[bool] = False
+    _one_sample_an_item: ClassVar[bool] = False  # but one a window
 
     window: int = 0
     style: Literal["rolling", "disjoint"] = "rolling"
@@ -479,7 +489,13 @@ class SampleFile:
         if len(whole) < len(data):
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
-        return {row.pop("index"): row for row in rows}
+        known: dict[int, Row] = {}
+        for row in rows:
+            at = row.pop("index", None)
+            if not isinstance(at, int) or "id" not in row or "group" not in row or known.get(at, row) != row:
+                raise BadInput(f"{str(self.path)!r} is damaged: move it away to begin anew")
+            known[at] = row
+        return known
 
     def append(self, rows: Mapping[int, Row]) -> None:
         """Adds samples, in one write."""
@@ -487,8 +503,11 @@ class SampleFile:
 
     def _parse(self, data: bytes) -> list[Row]:
         try:
-            return [json.loads(line) for line in data.splitlines()]
-        except ValueError as error:
+            rows = [json.loads(line) for line in data.splitlines()]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("a line is no object")
+            return rows
+        except (ValueError, RecursionError) as error:
             raise BadInput(f"{str(self.path)!r} is damaged: move it away to begin anew") from error
 
     @staticmethod

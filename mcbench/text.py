@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 64
 LENGTH = 512
+MOST_TOKENS = 100_000_000  # a thousand times what papers calibrate on
 SUFFIXES = (".txt", ".jsonl", ".json")
 
 
@@ -81,6 +82,8 @@ def calibration_data(
     model without a tokenizer.
     """
     tokenizer = model.tokenizer  # BadInput where there is none
+    if samples * (length or LENGTH) > MOST_TOKENS:
+        raise BadInput(f"{samples} calibration samples are more than {MOST_TOKENS:,} tokens; ask for fewer")
     if samples < 1:
         raise BadInput(f"{samples} calibration samples cannot calibrate anything; ask for at least 1")
     context = getattr(model.model.config.get_text_config(), "max_position_embeddings", None) or LENGTH
@@ -151,8 +154,8 @@ def _documents(path: Path, content: str) -> list[str]:
             rows = json.loads(content)
         else:
             rows = [json.loads(line) for line in content.split("\n") if line.strip()]
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{str(path)!r} is not valid {path.suffix[1:]}: {error}; repair that line") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{str(path)!r} is not valid {path.suffix[1:]}: {error}; repair it") from None
     texts = []
     for number, row in enumerate(rows if isinstance(rows, list) else [None], start=1):
         text = row.get("text") if isinstance(row, dict) else row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import random
 import shutil
@@ -168,6 +169,24 @@ def silent(folder: Path, model: Path) -> Path:
     return folder / "silent"
 
 
+def pickled(folder: Path, model: Path) -> Path:
+    shutil.copytree(model, folder / "pickled")
+    path = folder / "pickled" / "model.safetensors"
+    weights = load_file(path)
+    path.unlink()
+    torch.save(weights, folder / "pickled" / "x.bin")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "x.bin")}
+    (folder / "pickled" / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder / "pickled"
+
+
+def shortened(folder: Path, model: Path) -> Path:
+    shutil.copytree(model, folder / "short")
+    path = folder / "short" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 1}))
+    return folder / "short"
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """The one sentence with which a command ends that cannot be done."""
     with pytest.MonkeyPatch.context() as patch:
@@ -199,6 +218,14 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["--bits", "2.1", "--length", "100000"], "does not fit the model"),
         (["--bits", "2.1", "--limit", "0"], "at least 1"),
         (["--bits", "2.1", "--device", "warp"], "'warp'"),
+        (["--bits", "2.1", "--device", "meta"], "no weights to compress"),
+        (["--bits", "2.1", "--tasks", ""], "tasks is empty"),
+        (["--bits", "2.1", "--seed", "-1"], "a seed lies between"),
+        (["--bits", "2.1", "--save", "/"], "no name for a new folder"),
+        (["--bits", "2.1", "--samples", "10000000"], "ask for fewer"),
+        (["--method", "none", "--bits", "2.1"], "takes neither a budget"),
+        (["--method", "pmq(beta=1e999)", "--bits", "2.1"], "reasonable size"),
+        (["--method", "pmq(beta=1, beta=2)", "--bits", "2.1"], "beta is set twice"),
         (["--bits", "2.1", "--calibration", "nowhere.txt"], "nowhere.txt"),
     ],
 )
@@ -227,6 +254,8 @@ def test_a_model_that_cannot_be_used_is_named_with_its_fault(
         damaged(tmp_path, model): "NaN",
         half(tmp_path, model): "damaged or half downloaded",
         silent(tmp_path, model): "no tokenizer",
+        pickled(tmp_path, model): "only safetensors files of the same folder are read",
+        shortened(tmp_path, model): "no place for",
         Path("no-such-owner/no-such-model"): "cannot be loaded",
     }.items():
         assert said in refused(capsys, *common, "--model", path), path
@@ -249,6 +278,24 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(
     for flag in ("--out", "--save"):
         said = refused(capsys, "run", "--bits", "2.1", "--model", model, flag, tmp_path / "file" / "runs", "--quiet")
         assert "cannot be written" in said
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_at_work(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = refused(capsys, "run", "--method", "none", "--model", model, "--out", tmp_path, "--quiet")
+    assert "another run is writing" in said
+
+
+def test_samples_that_were_edited_are_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["run", "--method", "none", "--model", model, "--out", tmp_path, "--tasks", "mini-piqa", "--limit", "2"]
+    assert main([str(a) for a in asked]) == 0
+    capsys.readouterr()
+    (path,) = tmp_path.rglob("mini-piqa*.jsonl")
+    path.write_text(path.read_text().replace('"index": 1', '"index": 7'))
+    assert "is none of 'mini-piqa'" in refused(capsys, *asked, "--quiet")
 
 
 def test_a_full_disk_ends_a_run_in_one_sentence(

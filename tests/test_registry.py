@@ -73,6 +73,11 @@ def test_a_file_that_does_not_import_is_refused_with_its_error(tmp_path: Path) -
         METHODS.get(write(tmp_path, "1 / 0\n"))
 
 
+def test_a_file_that_ends_the_process_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="cannot be imported: SystemExit"):
+        METHODS.get(write(tmp_path, "raise SystemExit(0)\n"))
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="nowhere.py"):
         METHODS.get(str(tmp_path / "nowhere.py"))
