@@ -181,3 +181,8 @@ def test_one_damaged_record_stops_the_table(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="damaged or cut short"):
         leaderboard([runs], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_committed_tables_are_what_the_committed_records_give() -> None:
+    board = Path(__file__).parent.parent / "leaderboards"
+    assert leaderboard([board / "records"], board, check=True)
