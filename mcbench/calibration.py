@@ -28,8 +28,9 @@ from torch import Tensor
 
 from mcbench.activations import CHUNK_TOKENS, Activations, LayerInputs
 from mcbench.errors import BadInput, UnknownName
+from mcbench.files import write_whole
 from mcbench.progress import track
-from mcbench.stats import CalibrationStats, write_whole
+from mcbench.stats import CalibrationStats
 from mcbench.store import PROJECTIONS, Candidates, ExpertStore, MinMax
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcbench.errors import BadInput, CheckFailed
-from mcbench.record import FILE_NAME, Record, Result, write_whole
+from mcbench.files import write_whole
+from mcbench.record import FILE_NAME, Record, Result
 from mcbench.report import bit_figure, is_share, metric_name, with_error
 
 MARKDOWN, CSV, LATEX = "README.md", "leaderboard.csv", "leaderboard.tex"
@@ -92,7 +93,7 @@ def leaderboard(sources: Iterable[Path], out: Path, *, check: bool = False) -> l
         _compare(files, out)
         return [f"{out}: {len(files)} files are what the records give"]
     for name, text in files.items():
-        write_whole(out / name, text)
+        write_whole(out / name, text.encode())
     return [*notes, *(f"wrote {out / name}" for name in files)]
 
 

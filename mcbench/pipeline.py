@@ -17,9 +17,10 @@ from mcbench.allocation import BitAllocation, BitBudget
 from mcbench.catalogue import select_tasks
 from mcbench.composition import METHODS, Composition, Part, compose, defaults
 from mcbench.errors import BadInput
+from mcbench.files import require_writable
 from mcbench.method import decisions
 from mcbench.progress import muted, stage
-from mcbench.record import FILE_NAME, Record, Result, require_writable
+from mcbench.record import FILE_NAME, Record, Result
 
 if TYPE_CHECKING:
     from mcbench.compression import Sizes

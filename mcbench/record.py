@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import tempfile
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from typing import Any, Literal, TypeVar
 
 from mcbench.allocation import BitAllocation, WeightCount
 from mcbench.errors import BadInput
+from mcbench.files import write_whole
 from mcbench.task import Estimate, Scores
 
 SCHEMA = 1
@@ -230,7 +230,7 @@ class Record:
     def save(self, path: str | Path) -> Path:
         """Writes the record to a file, complete or not at all; BadInput where that cannot be."""
         path = Path(path)
-        write_whole(path, self.to_json())
+        write_whole(path, self.to_json().encode())
         return path
 
     @classmethod
@@ -244,40 +244,6 @@ class Record:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise BadInput(f"the record {str(path)!r} cannot be read: {reason}") from None
         return cls.from_json(text, f"the record {str(path)!r}")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is complete or absent, also after a crash: a neighbour, flushed to disk, then renamed.
-
-    Raises BadInput where the folder cannot be made or written.
-    """
-    part = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", newline="", dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
-        ) as file:
-            part = Path(file.name)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.chmod(0o666 & ~_umask())
-        part.replace(path)
-    except OSError as error:
-        raise BadInput(f"{str(path)!r} cannot be written: {error.strerror}") from None
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
-
-
-def require_writable(folder: str | Path) -> None:
-    """Makes `folder` and proves that files can be written there, before hours of work; BadInput where not."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"\0")
-    except OSError as error:
-        raise BadInput(f"the output folder {str(folder)!r} cannot be written: {error.strerror}") from None
 
 
 # -- a record as plain JSON values, and back
@@ -408,9 +374,3 @@ def _memory_bytes() -> int:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return 0
-
-
-def _umask() -> int:
-    before = os.umask(0)
-    os.umask(before)
-    return before

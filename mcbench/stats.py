@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mcbench.allocation import WeightCount
 from mcbench.errors import BadInput
+from mcbench.files import write_whole
 
 SCHEMA = 1
 Array = NDArray[Any]
@@ -228,13 +229,6 @@ class CalibrationStats:
                 f"{name!r} was measured at {self.widths} bits, not at {absent[0]}; calibrate with that width"
             )
         return values[..., [self.widths.index(w) for w in widths]]
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that is either complete or absent: into a neighbour first, then renamed over `path`."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    part.replace(path)
 
 
 def _places(where: Array) -> tuple[tuple[int, int], ...]:

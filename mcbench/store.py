@@ -15,9 +15,9 @@ from torch import Tensor
 
 from mcbench.activations import CHUNK_TOKENS, Activations, LayerInputs, available_memory_bytes, second_moment
 from mcbench.errors import BadInput
+from mcbench.files import write_whole
 from mcbench.progress import track
 from mcbench.quantization import QuantizedTensor, Quantizer, concatenate
-from mcbench.stats import write_whole
 
 if TYPE_CHECKING:
     from mcbench.model import MoEModel

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 # a module imports only from modules above it
 ORDER = (
     "errors",
+    "files",
     "items",
     "progress",
     "registry",

@@ -15,7 +15,8 @@ from records import sample_perplexity, sample_record
 from mcbench import record as records
 from mcbench.allocation import BitAllocation
 from mcbench.errors import BadInput
-from mcbench.record import Environment, Record, Result, require_writable, write_whole
+from mcbench.files import require_writable, write_whole
+from mcbench.record import Environment, Record, Result
 from mcbench.task import Estimate, Scores
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -121,8 +122,8 @@ def test_a_record_that_cannot_be_written_says_where_and_leaves_nothing(tmp_path:
 
 
 def test_writing_replaces_a_file_whole_and_leaves_no_other(tmp_path: Path) -> None:
-    write_whole(tmp_path / "table.md", "old")
-    write_whole(tmp_path / "table.md", "new")
+    write_whole(tmp_path / "table.md", b"old")
+    write_whole(tmp_path / "table.md", b"new")
     assert (tmp_path / "table.md").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
 
