@@ -3,6 +3,8 @@
 Two runs share a table when they compressed the same weights, were compared with the same uncompressed model, were
 calibrated on the same tokens, keep what is not a routed expert at the same precision, and asked the same tasks the
 same way. The uncompressed model, and methods that need no calibration, fit wherever the rest agrees.
+
+What has to be said beside the figures stands in `notes.md` in the folder of the tables, and goes above them.
 """
 
 from __future__ import annotations
@@ -20,8 +22,16 @@ from mcbench.record import FILE_NAME, Record, Result
 from mcbench.report import bit_figure, is_share, metric_name, with_error
 
 MARKDOWN, CSV, LATEX = "README.md", "leaderboard.csv", "leaderboard.tex"
+NOTES = "notes.md"
+CLEAR_ERRORS = 2  # standard errors beyond which a paired difference is marked
 SAME_BASELINE = 1e-3  # relative: two machines may differ that much in the score of the same uncompressed model
 BITS = ("asked", "experts", "label", "whole model", "stored")
+DIFFERENCES = (
+    "### Differences to the uncompressed model",
+    "",
+    "Paired, item by item, in the unit of the column, each with its standard error; an asterisk marks what lies beyond",
+    "two of them.",
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,7 @@ def leaderboard(sources: Iterable[Path], out: Path, *, check: bool = False) -> l
     be read, CheckFailed where a file in `out` is not, byte for byte, what the records give.
     """
     tables, notes = tabulate_records(find_records(sources))
-    files = render(tables, notes)
+    files = render(tables, notes, _beside(out))
     if check:
         _compare(files, out)
         return [f"{out}: {len(files)} files are what the records give"]
@@ -137,9 +147,28 @@ def tabulate_records(records: Sequence[Record]) -> tuple[list[Table], list[str]]
     return tables, notes
 
 
-def render(tables: Sequence[Table], notes: Sequence[str] = ()) -> dict[str, str]:
-    """The contents of every file of the leaderboard, by name: the same records give the same bytes."""
-    return {MARKDOWN: _markdown(tables, notes), CSV: _csv(tables), LATEX: _latex(tables)}
+def render(tables: Sequence[Table], notes: Sequence[str] = (), beside: str = "") -> dict[str, str]:
+    """The contents of every file of the leaderboard, by name: the same records give the same bytes.
+
+    `beside` is Markdown that stands above the tables.
+    """
+    return {MARKDOWN: _markdown(tables, notes, beside), CSV: _csv(tables), LATEX: _latex(tables)}
+
+
+def is_clear(result: Result) -> bool:
+    """Whether the paired difference to the uncompressed model lies beyond two of its standard errors."""
+    if result.difference is None or result.difference_error is None:
+        return False
+    return abs(result.difference) > CLEAR_ERRORS * result.difference_error
+
+
+def pipe_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown: the first column to the left, the rest to the right."""
+    from tabulate import tabulate
+
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    align = ["left"] + ["right"] * (len(heads) - 1)
+    return str(tabulate(cells, heads, tablefmt="pipe", disable_numparse=True, colalign=align))
 
 
 # -- what may stand together
@@ -219,6 +248,16 @@ def _require_one_baseline(table: Table) -> None:
                 )
 
 
+def _beside(out: Path) -> str:
+    """What stands in the notes of a folder of tables; nothing where it has none."""
+    path = out / NOTES
+    try:
+        return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise BadInput(f"the notes {str(path)!r} cannot be read: {reason}") from None
+
+
 def _compare(files: Mapping[str, str], out: Path) -> None:
     stale = [name for name, text in files.items() if not _holds(out / name, text)]
     if stale:
@@ -236,9 +275,12 @@ def _holds(path: Path, text: str) -> bool:
 
 
 def _heads(table: Table) -> list[str]:
-    tasks = [f"{c.task} ({c.metric}{', n = ' if c.n else ''}{'-'.join(map(str, _ends(c.n)))})" for c in table.columns]
     means = [f"mean of {len(columns)} ({metric})" for metric, columns in table.means().items()]
-    return ["method", *BITS, *tasks, *means]
+    return ["method", *BITS, *_task_heads(table), *means]
+
+
+def _task_heads(table: Table) -> list[str]:
+    return [f"{c.task} ({c.metric}{', n = ' if c.n else ''}{'-'.join(map(str, _ends(c.n)))})" for c in table.columns]
 
 
 def _ends(values: Sequence[int]) -> Sequence[int]:
@@ -258,6 +300,24 @@ def _rows(table: Table) -> list[list[str]]:
         ]
         for record in table.records
     ]
+
+
+def _differences(table: Table) -> list[list[str]]:
+    """A row for each record that was compared with the uncompressed model."""
+    return [
+        [
+            _method(table, record),
+            *_bits(record),
+            *(_difference(cell) if (cell := table.cell(record, column)) else "" for column in table.columns),
+        ]
+        for record in table.records
+        if any(result.difference is not None for result in record.results)
+    ]
+
+
+def _difference(cell: Result) -> str:
+    shown = with_error(cell, cell.difference, cell.difference_error, sign=True)
+    return f"{shown}{'*' * is_clear(cell)}"
 
 
 def _method(table: Table, record: Record) -> str:
@@ -296,9 +356,7 @@ def _facts(table: Table) -> list[str]:
     return facts
 
 
-def _markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
-    from tabulate import tabulate
-
+def _markdown(tables: Sequence[Table], notes: Sequence[str], beside: str) -> str:
     lines = [
         "# Leaderboard",
         "",
@@ -307,14 +365,14 @@ def _markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
         "experts, the papers' label, average over the whole model, and stored bytes x 8 / parameters.",
     ]
     lines += [line for note in notes for line in ("", note[0].upper() + note[1:] + ".")]
+    lines += ["", beside] if beside else []
     for table in tables:
-        heads = _heads(table)
-        rows = [[cell.replace("|", "\\|") for cell in row] for row in _rows(table)]
-        align = ["left"] + ["right"] * (len(heads) - 1)
-        written = tabulate(rows, heads, tablefmt="pipe", disable_numparse=True, colalign=align)
         facts = "".join(f"- {fact}\n" for fact in _facts(table))
         protocols = ", ".join(f"`{column.protocol}`" for column in table.columns)
-        lines += ["", f"## {_title(table)}", "", f"{facts}- {protocols}", "", str(written)]
+        lines += ["", f"## {_title(table)}", "", f"{facts}- {protocols}", "", pipe_table(_heads(table), _rows(table))]
+        if differences := _differences(table):
+            heads = ["method", *BITS, *_task_heads(table)]
+            lines += ["", *DIFFERENCES, "", pipe_table(heads, differences)]
     return "\n".join(lines) + "\n"
 
 
