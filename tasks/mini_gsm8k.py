@@ -17,7 +17,7 @@ class MiniGSM8K(GenerationTask):
 
     counterpart = "gsm8k"
 
-    count: int = 150
+    count: int = 300
     seed: int = 0
 
     def items(self) -> Sequence[GenerationItem]:

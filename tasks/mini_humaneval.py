@@ -16,7 +16,7 @@ class MiniHumanEval(CodeTask):
 
     counterpart = "humaneval"
 
-    count: int = 150
+    count: int = 300
     seed: int = 0
 
     def items(self) -> Sequence[CodeItem]:

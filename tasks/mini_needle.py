@@ -16,7 +16,7 @@ class MiniNeedle(GenerationTask):
 
     counterpart = "niah"
 
-    count: int = 100
+    count: int = 300
     seed: int = 0
 
     def items(self) -> Sequence[GenerationItem]:

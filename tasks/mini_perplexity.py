@@ -16,7 +16,7 @@ class MiniPerplexity(PerplexityTask):
 
     counterpart = "wikitext2"
 
-    count: int = 150
+    count: int = 300
     seed: int = 0
 
     def items(self) -> Sequence[TextItem]:

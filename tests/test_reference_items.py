@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 
@@ -12,8 +13,9 @@ from mcbench.items import ChoiceItem, CodeItem, GenerationItem, Item, TextItem
 from mcbench.reference import FAMILIES, calibration_text, chance, folder, items
 from mcbench.reference import words as w
 from mcbench.reference import world as told
+from mcbench.reference.curriculum import CURRICULUM, mixture_of
 from mcbench.reference.families import reference_world
-from mcbench.reference.programs import LIST_ENDS, LIST_STEPS, NUMBER_END, NUMBER_STEPS
+from mcbench.reference.programs import LIST_ENDS, LIST_STEPS, NUMBER_END, NUMBER_STEPS, Operation
 
 CHOICES = tuple(family for family in FAMILIES if chance(family))
 WORLD = reference_world()
@@ -42,8 +44,8 @@ def consequence(context: str) -> str:
 
 
 def verdict(context: str) -> str:
-    where = dict(re.findall(r"\w+ (?:puts|moves) the (\w+) (?:in|to) the (\w+)\.", context))
-    thing, asked = re.search(r"question: is the (\w+) in the (\w+)\?", context).groups()  # type: ignore[union-attr]
+    where = dict(re.findall(r"\w+:(?: now)? the (\w+) (\w+)\.", context))
+    asked, thing = re.search(r"question: is it the (\w+)\? answer: the (\w+)$", context).groups()  # type: ignore[union-attr]
     return f"{where[thing]}, so {'yes' if where[thing] == asked else 'no'}"
 
 
@@ -82,37 +84,57 @@ def result(text: str) -> str:
     return str(total)
 
 
+MATERIALS = {thing: {"material": material} for thing, material in WORLD.material.items()}
+KINDS = (
+    (WORLD.cities, told.CITY_SAYINGS),
+    (WORLD.jobs, told.JOB_SAYINGS),
+    (WORLD.foods, told.FOOD_SAYINGS),
+    (MATERIALS, {"material": "is made of"}),
+)
+
+
+def mmlu_fact(statement: str) -> told.Fact:
+    subject, key = next(
+        (subject, key)
+        for things, sayings in KINDS
+        for key, saying in sayings.items()
+        if (subject := statement.removesuffix(f" {saying}").removeprefix("the ")) in things
+        and statement.endswith(f" {saying}")
+    )
+    return ("mmlu", subject, key)
+
+
+def statement_value(statement: str) -> str:
+    _, subject, key = mmlu_fact(statement)
+    return next(things[subject][key] for things, sayings in KINDS if subject in things and key in sayings)
+
+
 def letter(context: str) -> str:
     options, statement = re.fullmatch(r"question: (.*)\. (.*)", context.splitlines()[-1]).groups()  # type: ignore[union-attr]
-    name = " ".join(statement.split()[1:3])
-    if statement.endswith("is made of"):
-        value = WORLD.material[statement.split()[1]]
-    elif name in SPECIES:
-        value = SPECIES[name].habitat if "lives" in statement else SPECIES[name].diet
-    elif statement.split()[0] in WORLD.cities:
-        key = next(key for key, saying in told.CITY_SAYINGS.items() if statement.endswith(saying))
-        value = WORLD.cities[statement.split()[0]][key]
-    else:
-        value = attribute(statement)
-    return dict(option.rsplit(" ", 1) for option in options.split(", "))[value]
+    return dict(option.rsplit(" ", 1) for option in options.split(", "))[statement_value(statement)]
 
 
-def body(prompt: str) -> str:
-    variable, described = re.fullmatch(r'def f\((\w+)\):\n    """(.*)"""\n', prompt).groups()  # type: ignore[union-attr]
+def steps_of(prompt: str) -> list[tuple[Operation, int]]:
+    """The operations that a description asks for, in order, with their constants."""
+    described = prompt.split('"""')[1]
     if described.startswith("first "):
         said = described.removeprefix("first ").split(", then ")
     else:
         last, before = described.split(" after this: ")
         said = [*reversed(before.split(", but before that ")), last]
-    lines = []
+    steps = []
     for words in said:
         for step in (*NUMBER_STEPS, NUMBER_END, *LIST_STEPS, *LIST_ENDS):
             found = re.fullmatch(re.escape(step.words).replace(r"\{k\}", r"(\d+)"), words)
             if found:
-                k = int(found[1]) if found.groups() else 0
-                lines.append("    " + step.code.format(v=variable, k=k, k2=2 * k))
+                steps.append((step, int(found[1]) if found.groups() else 0))
                 break
-    return "\n".join(lines) + "\n"
+    return steps
+
+
+def body(prompt: str) -> str:
+    variable = prompt.split("(")[1].split(")")[0]
+    return "".join("    " + step.code.format(v=variable, k=k, k2=2 * k) + "\n" for step, k in steps_of(prompt))
 
 
 def code_number(prompt: str) -> str:
@@ -187,22 +209,30 @@ def test_choices_carry_their_space_and_differ(family: str) -> None:
 # disjointness, on facts
 
 
-def test_training_text_gives_no_held_out_fact_away() -> None:
+MIXTURES = [mixture_of(phase.mixture) for phase in CURRICULUM]
+
+
+@pytest.mark.parametrize("split", get_args(told.Split))
+def test_text_of_a_split_gives_away_no_fact_of_another(split: told.Split) -> None:
     rng = random.Random(0)
-    for document in told.documents(WORLD, rng, count=4_000):
-        assert not any(map(told.held_out, document.facts)), document.text
+    for mixture in MIXTURES:
+        for document in told.documents(WORLD, rng, mixture, split, count=1_000):
+            # the first fact is what the document asks for; what leads there may be known
+            assert all(told.split_of(fact) == split for fact in document.facts[:1]), document.text
+            if split == "training":
+                assert all(told.split_of(fact) == "training" for fact in document.facts), document.text
 
 
-def test_held_out_documents_and_training_documents_share_no_fact() -> None:
+def test_every_family_keeps_facts_for_development_and_for_test() -> None:
     rng = random.Random(1)
-    trained = {fact for document in told.documents(WORLD, rng, count=4_000) for fact in document.facts}
-    held = {fact for document in told.documents(WORLD, rng, held=True, count=1_000) for fact in document.facts[:1]}
-    assert held and not held & trained
+    for held in ("development", "test"):
+        seen = {fact[0] for d in told.documents(WORLD, rng, MIXTURES[-1], held, count=2_000) for fact in d.facts}
+        assert seen == set(told.HELD_OUT)
 
 
 def facts_of(family: str, item: ChoiceItem | GenerationItem | CodeItem) -> told.Fact:
     """The fact that an item asks for, read from its text alone."""
-    text = item.prompt if not isinstance(item, ChoiceItem) else item.context
+    text = item.context if isinstance(item, ChoiceItem) else item.prompt
     if family == "piqa":
         return ("piqa", *re.findall(r"to (\w+) the (\w+),", text)[0])
     if family == "arc-easy":
@@ -220,15 +250,25 @@ def facts_of(family: str, item: ChoiceItem | GenerationItem | CodeItem) -> told.
         sentence = text.split(". ")[1]
         sign = "*" if "times" in sentence else "+" if re.search(r" more| buys | finds ", sentence) else "-"
         return told.sum_fact(first, sign, second)
+    if family == "boolq":
+        thing = text.split()[-1]
+        return ("boolq", thing, dict(re.findall(r"the (\w+) (\w+)\.", text))[thing])
+    if family == "mmlu":
+        return mmlu_fact(text.splitlines()[-1].rsplit(". ", 1)[1])
+    if family == "hellaswag":
+        weather, place = re.findall(r"it is (\w+)\. \w+ is in the (\w+)", text)[0]
+        steps = tuple(re.findall(r"(?:he|she) (\w+ the \w+)", text))
+        script = next(s for s in WORLD.scripts if s.place == place and WORLD.story(s, weather)[: len(steps)] == steps)
+        return ("hellaswag", str(script.number), weather)
+    if family == "humaneval":
+        return ("humaneval", *(step.name for step, _ in steps_of(text)))
     colour, thing = text.split()[-2:]
     return ("needle", colour, thing)
 
 
-@pytest.mark.parametrize(
-    "family", ["piqa", "arc-easy", "arc-challenge", "winogrande", "mathqa", "gsm8k", "needle", "needle-multikey"]
-)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "perplexity"])
 def test_items_ask_for_facts_that_training_never_gives_away(family: str) -> None:
-    assert all(told.held_out(facts_of(family, item)) for item in items(family))
+    assert all(told.split_of(facts_of(family, item)) == "test" for item in items(family))
 
 
 def test_calibration_text_is_disjoint_from_items_and_repeatable() -> None:

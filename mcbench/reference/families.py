@@ -1,4 +1,4 @@
-"""The miniature families: evaluation items made of what training text never gives away."""
+"""The miniature families: evaluation items made of facts that training text never gives away."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 from mcbench.items import ChoiceItem, CodeItem, GenerationItem, Item, TextItem
 from mcbench.reference import words as w
 from mcbench.reference import world as told
+from mcbench.reference.curriculum import CURRICULUM, mixture_of
 from mcbench.reference.programs import program
-from mcbench.reference.world import Fact, World, held_out
+from mcbench.reference.world import Fact, Split, World, split_of
 
 SIZE = 300
 NEEDLE_LENGTHS = (128, 256, 512, 1024)
@@ -40,26 +41,26 @@ def _some(rng: random.Random, pool: Sequence[str], count: int, *but: str) -> lis
     return rng.sample([value for value in dict.fromkeys(pool) if value not in but], count)
 
 
-def _perplexity(world: World, rng: random.Random) -> Iterator[Item]:
-    random_text = (told.key_values, told.copies, told.needles)
-    mixture = {write: share for write, share in told.LAST_MIXTURE.items() if write not in random_text}
+def _perplexity(world: World, rng: random.Random, split: Split) -> Iterator[Item]:
+    random_text = ("key values", "copies", "needles")
+    mixture = mixture_of({name: share for name, share in CURRICULUM[-1].mixture.items() if name not in random_text})
     for number in range(10**6):
-        documents = told.documents(world, rng, mixture, held=True, count=4)
+        documents = told.documents(world, rng, mixture, split, count=4)
         yield TextItem(f"perplexity/{number}", "".join(document.text for document in documents))
 
 
-def _piqa(world: World, rng: random.Random) -> Iterator[Item]:
+def _piqa(world: World, rng: random.Random, split: Split) -> Iterator[Item]:
     """A goal and two tools; the wrong one serves for the same action on another material."""
-    for fact in _shuffled(rng, (("piqa", action, thing) for action in w.ACTIONS for thing in w.OBJECTS)):
+    for fact in _shuffled(rng, split, (("piqa", action, thing) for action in w.ACTIONS for thing in w.OBJECTS)):
         _, action, thing = fact
         right = world.tool_for(action, thing)
         near = [world.tool[action, material] for material in w.MATERIALS]
         yield _choice(rng, _name(fact), told.tool_goal(action, thing), right, _some(rng, near, 1, right), action)
 
 
-def _arc_easy(world: World, rng: random.Random) -> Iterator[Item]:
+def _arc_easy(world: World, rng: random.Random, split: Split) -> Iterator[Item]:
     """One attribute of a person, asked for the first time; the wrong answers belong to people of the same name."""
-    facts = _shuffled(rng, (("arc-easy", p.name, key) for p in world.people for key in told.PERSON_RELATIONS))
+    facts = _shuffled(rng, split, (("arc-easy", p.name, key) for p in world.people for key in told.PERSON_RELATIONS))
     people = {person.name: person for person in world.people}
     for fact in facts:
         person, key = people[fact[1]], fact[2]
@@ -71,12 +72,14 @@ def _arc_easy(world: World, rng: random.Random) -> Iterator[Item]:
         yield _choice(rng, _name(fact), told.person_question(person, key), right, wrong, key)
 
 
-def _arc_challenge(world: World, rng: random.Random) -> Iterator[Item]:
+def _arc_challenge(world: World, rng: random.Random, split: Split) -> Iterator[Item]:
     """A conclusion never drawn before from a species' features; the wrong answers follow for species much like it.
 
     What the conclusion needs is given, or half of it where it needs two features; the rules stand in the weights alone.
     """
-    facts = _shuffled(rng, (("arc-challenge", s.name, key) for s in world.species for key in told.SPECIES_RELATIONS))
+    facts = _shuffled(
+        rng, split, (("arc-challenge", s.name, key) for s in world.species for key in told.SPECIES_RELATIONS)
+    )
     species = {each.name: each for each in world.species}
     for number, fact in enumerate(facts):
         one, relation = species[fact[1]], fact[2]
@@ -90,11 +93,11 @@ def _arc_challenge(world: World, rng: random.Random) -> Iterator[Item]:
         yield _choice(rng, _name(fact), context, right, wrong, f"half of {relation}" if half else relation)
 
 
-def _boolq(world: World, rng: random.Random) -> Iterator[Item]:
+def _boolq(world: World, rng: random.Random, split: Split) -> Iterator[Item]:
     """Things put and moved, a yes-or-no question; the wrong answer names another place of the passage."""
     for number in range(10**6):
         short = number % 2 == 0
-        passage = told.passage(world, rng, True, short)
+        passage = told.passage(world, rng, split, short)
         true = rng.random() < 0.5
         asked = passage.place if true else passage.decoy
         yes, no = f" {asked}, so yes", f" {passage.decoy if true else passage.place}, so no"
@@ -104,10 +107,10 @@ def _boolq(world: World, rng: random.Random) -> Iterator[Item]:
         yield ChoiceItem(f"{_name(passage.fact)}/{number}", context, choices, gold, "short" if short else "long")
 
 
-def _hellaswag(world: World, rng: random.Random) -> Iterator[Item]:
+def _hellaswag(world: World, rng: random.Random, split: Split) -> Iterator[Item]:
     """How a course of events goes on; the wrong steps are its own at the wrong time, or another day's or place's."""
     facts = (("hellaswag", str(script.number), weather) for script in world.scripts for weather in w.WEATHERS)
-    for number, fact in enumerate(_shuffled(rng, facts, repeat=4)):
+    for number, fact in enumerate(_shuffled(rng, split, facts, repeat=4)):
         script, weather = world.scripts[int(fact[1])], fact[2]
         steps = world.story(script, weather)
         first, place = told.someone(rng), rng.randint(1, len(steps) - 1)
@@ -125,11 +128,11 @@ def _hellaswag(world: World, rng: random.Random) -> Iterator[Item]:
         )
 
 
-def _winogrande(world: World, rng: random.Random) -> Iterator[Item]:
+def _winogrande(world: World, rng: random.Random, split: Split) -> Iterator[Item]:
     """Two things and what happens; which one is meant follows from their weight, size or price."""
     pairs = [(a, b) for index, a in enumerate(sorted(w.OBJECTS)) for b in sorted(w.OBJECTS)[index + 1 :]]
     facts = (("winogrande", dimension, a, b) for dimension in told.DIMENSIONS for a, b in pairs)
-    for fact in _shuffled(rng, facts):
+    for fact in _shuffled(rng, split, facts):
         dimension, pair = fact[1], list(fact[2:])
         rng.shuffle(pair)
         template, more = rng.choice(told.COMPARISONS[dimension])
@@ -155,52 +158,52 @@ def _slips(rng: random.Random, problem: told.Problem) -> list[str]:
     return rng.sample(below, smaller) + rng.sample(above, 4 - smaller)
 
 
-def _mathqa(world: World, rng: random.Random) -> Iterator[Item]:
+def _mathqa(world: World, rng: random.Random, split: Split) -> Iterator[Item]:
     """A worded problem answered at once, with one or two steps; five results to choose from."""
     for number in range(10**6):
         length = 1 + number % 2
-        problem = told.problem(rng, True, length, easy=True)
+        problem = told.problem(rng, split, length, easy=True)
         group = "one step" if length == 1 else "two steps"
         name = f"mathqa/{_name(told.sum_fact(*problem.steps[0][:3]))}/{number}"
         yield _choice(rng, name, told.quick_question(problem), str(problem.answer), _slips(rng, problem), group)
 
 
-def _mmlu(world: World, rng: random.Random) -> Iterator[Item]:
+def _mmlu(world: World, rng: random.Random, split: Split) -> Iterator[Item]:
     """A letter after five examples of the same subject."""
-    seen = set()
     for number in range(10**6):
         subject = told.SUBJECTS[number % len(told.SUBJECTS)]
-        while True:
-            fact, asked = told.subject_question(world, rng, subject)
-            if held_out(fact) and (fact not in seen or subject not in ("people", "biology")):
-                break
-        seen.add(fact)
-        shots: list[str] = []
-        while len(shots) < SHOTS:
-            given, shown = told.subject_question(world, rng, subject)
-            if not held_out(given):
-                shots.append("".join(told.letter_question(rng, shown)) + "\n")
+        fact, asked = _subject_question(world, rng, subject, split)
+        shown = [_subject_question(world, rng, subject, "training")[1] for _ in range(SHOTS)]
+        shots = "".join("".join(told.letter_question(rng, each)) + "\n" for each in shown)
         question, letter = told.letter_question(rng, asked)
-        context = f"exam in {subject}:\n" + "".join(shots) + question
         choices = tuple(f" {each}" for each in told.LETTERS)
-        yield ChoiceItem(f"{_name(fact)}/{number}", context, choices, choices.index(letter), subject)
+        yield ChoiceItem(
+            f"{_name(fact)}/{number}", f"exam in {subject}:\n{shots}{question}", choices, choices.index(letter), subject
+        )
 
 
-def _gsm8k(world: World, rng: random.Random) -> Iterator[Item]:
+def _subject_question(world: World, rng: random.Random, subject: str, split: Split) -> tuple[Fact, told.Subject]:
+    while True:
+        fact, asked = told.subject_question(world, rng, subject)
+        if split_of(fact) == split:
+            return fact, asked
+
+
+def _gsm8k(world: World, rng: random.Random, split: Split) -> Iterator[Item]:
     """A worded problem of two or three steps, reasoned out and ended by `#### n`."""
     for number in range(10**6):
         length = 2 + number % 2
-        problem = told.problem(rng, True, length, easy=True)
+        problem = told.problem(rng, split, length, easy=True)
         name = f"gsm8k/{_name(told.sum_fact(*problem.steps[0][:3]))}/{number}"
         prompt = f"problem: {problem.text} answer:"
         yield GenerationItem(name, prompt, str(problem.answer), ("\n",), 48, f"{length} steps")
 
 
-def _humaneval(world: World, rng: random.Random) -> Iterator[Item]:
+def _humaneval(world: World, rng: random.Random, split: Split) -> Iterator[Item]:
     """A function to complete from its description."""
     seen = set()
     while True:
-        made = program(rng, True)
+        made = program(rng, split)
         if made.prompt not in seen:
             seen.add(made.prompt)
             group = "list" if made.fact[-1] != "number" else "number"
@@ -208,19 +211,22 @@ def _humaneval(world: World, rng: random.Random) -> Iterator[Item]:
             yield CodeItem(name, made.prompt, made.tests, ("\n\n", "\ndef", "</s>"), 64, group)
 
 
-def _needle_item(world: World, rng: random.Random, length: int, keys: int, number: int, family: str) -> Item:
-    facts: list[Fact] = []
-    while len(facts) < keys:
-        # the keys of one text are close: they share a colour or a thing with the one asked for
-        fact = told.needle_fact(rng, True)
-        if not facts or (fact not in facts and (fact[1] == facts[0][1] or fact[2] == facts[0][2])):
-            facts.append(fact)
-    codes = [told.code_number(rng) for _ in facts]
-    asked = facts[0]
-    told_needles = [f"the {colour} {thing} {code}." for (_, colour, thing), code in zip(facts, codes, strict=True)]
+def _needle_item(
+    world: World, rng: random.Random, length: int, keys: int, number: int, family: str, split: Split
+) -> Item:
+    near: list[Fact] = []
+    while len(near) < keys:  # the keys of one text are close: they share a colour or a thing with the one asked for
+        asked = told.needle_fact(rng, split)
+        facts = (("needle", colour, thing) for colour in w.COLOURS for thing in w.OBJECTS)
+        near = [fact for fact in facts if split_of(fact) == split and (fact[1] == asked[1] or fact[2] == asked[2])]
+    others = rng.sample([fact for fact in near if fact != asked], keys - 1)
+    codes = [told.code_number(rng) for _ in range(keys)]
+    told_needles = [
+        f"the {colour} {thing} {code}." for (_, colour, thing), code in zip([asked, *others], codes, strict=True)
+    ]
     # about 1.25 tokens a word; the question and the opening take a dozen
     space = int((length - 16 - 9 * keys) / 1.27)
-    hay = told.haystack(world, rng, (), space, True)
+    hay = told.haystack(world, rng, (), space)
     sentences = hay.split(". ")
     depth = rng.random()
     sentences.insert(round(depth * (len(sentences) - 1)), told_needles[0][:-1])
@@ -230,25 +236,25 @@ def _needle_item(world: World, rng: random.Random, length: int, keys: int, numbe
     return GenerationItem(f"{family}/{_name(asked)}/{number}", prompt, codes[0], (".",), 6, str(length))
 
 
-def _needle(world: World, rng: random.Random) -> Iterator[Item]:
+def _needle(world: World, rng: random.Random, split: Split) -> Iterator[Item]:
     """A number told once in a long text; the group is the text's length in tokens."""
     for number in range(10**6):
-        yield _needle_item(world, rng, NEEDLE_LENGTHS[number % 4], 1, number, "needle")
+        yield _needle_item(world, rng, NEEDLE_LENGTHS[number % 4], 1, number, "needle", split)
 
 
-def _needle_multikey(world: World, rng: random.Random) -> Iterator[Item]:
+def _needle_multikey(world: World, rng: random.Random, split: Split) -> Iterator[Item]:
     """The same with six numbers under keys that resemble each other."""
     for number in range(10**6):
-        yield _needle_item(world, rng, NEEDLE_LENGTHS[number % 4], 6, number, "needle-multikey")
+        yield _needle_item(world, rng, NEEDLE_LENGTHS[number % 4], 6, number, "needle-multikey", split)
 
 
-def _shuffled(rng: random.Random, facts: Iterator[Fact], repeat: int = 1) -> list[Fact]:
-    held = [fact for fact in facts if held_out(fact)] * repeat
-    rng.shuffle(held)
-    return held
+def _shuffled(rng: random.Random, split: Split, facts: Iterator[Fact], repeat: int = 1) -> list[Fact]:
+    found = [fact for fact in facts if split_of(fact) == split] * repeat
+    rng.shuffle(found)
+    return found
 
 
-_MAKERS: dict[str, Callable[[World, random.Random], Iterator[Item]]] = {
+_MAKERS: dict[str, Callable[[World, random.Random, Split], Iterator[Item]]] = {
     "perplexity": _perplexity,
     "piqa": _piqa,
     "arc-easy": _arc_easy,
@@ -276,14 +282,16 @@ _CHANCE = {
 }
 
 
-def items(family: str, count: int | None = None, seed: int = 0, world: World | None = None) -> tuple[Any, ...]:
-    """The first `count` held-out items of a family (300 by default), the same for the same seed."""
+def items(
+    family: str, count: int | None = None, seed: int = 0, world: World | None = None, split: Split = "test"
+) -> tuple[Any, ...]:
+    """The first `count` items of a family (300 by default) made of facts of the split, the same for the same seed."""
     if family not in _MAKERS:
         raise LookupError(f"no family is called {family!r} (known: {', '.join(FAMILIES)})")
     wanted = SIZE if count is None else count
     if wanted < 1:
         raise ValueError(f"count must be at least 1, not {wanted}")
-    made = _MAKERS[family](world or reference_world(), random.Random(f"items {family} {seed}"))
+    made = _MAKERS[family](world or reference_world(), random.Random(f"items {family} {seed}"), split)
     found = tuple(item for item, _ in zip(made, range(wanted), strict=False))
     if len(found) < wanted:
         raise ValueError(f"{family} has only {len(found)} items, not {wanted}")
@@ -294,7 +302,8 @@ def calibration_text(documents: int, seed: int = 0) -> list[str]:
     """So many documents mixed as at the end of training, free of the facts that items ask for."""
     if documents < 1:
         raise ValueError(f"documents must be at least 1, not {documents}")
-    made = told.documents(reference_world(), random.Random(f"calibration {seed}"), told.LAST_MIXTURE, count=documents)
+    mixture = mixture_of(CURRICULUM[-1].mixture)
+    made = told.documents(reference_world(), random.Random(f"calibration {seed}"), mixture, count=documents)
     return [document.text for document in made]
 
 

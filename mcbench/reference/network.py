@@ -1,10 +1,13 @@
-"""The reference model as it is trained: Mixtral's arithmetic with tokens sorted by expert, and its export."""
+"""The reference models as they are trained: tokens sorted by expert, and the export to transformers' classes.
+
+Without a shared expert the arithmetic is Mixtral's, with one Qwen2-MoE's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a Mixtral model."""
+    """The sizes of a model; `shared_width` is that of its shared expert, 0 for none."""
 
     vocabulary: int
     width: int = 128
@@ -23,6 +26,7 @@ class Shape:
     experts: int = 8
     chosen: int = 2
     expert_width: int = 224
+    shared_width: int = 0
     context: int = 4096
     theta: float = 1_000_000.0
     epsilon: float = 1e-5
@@ -177,24 +181,86 @@ def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return torch.cat((a * cosine - b * sine, b * cosine + a * sine), -1)
 
 
-class Block(nn.Module):
-    """The weights of one layer; the heads of queries, keys and values lie one below the other."""
+class Drawer(Protocol):
+    """Draws a weight of a size from a normal distribution of a scale."""
 
-    def __init__(self, shape: Shape, drawn: Callable[..., nn.Parameter]) -> None:
+    def __call__(self, *size: int, scale: float = 0.02) -> nn.Parameter: ...
+
+
+class SharedExpert(nn.Module):
+    """The expert every token visits, weighted by a gate of its own."""
+
+    def __init__(self, shape: Shape, drawn: Drawer) -> None:
         super().__init__()
+        self.gate = drawn(1, shape.width, scale=0.05)
+        self.gate_up = drawn(2 * shape.shared_width, shape.width, scale=0.06)
+        self.down = drawn(shape.width, shape.shared_width, scale=_output_scale(shape))
+
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        active = _swiglu(F.linear(x.to(dtype), self.gate_up.to(dtype)))
+        return torch.sigmoid(F.linear(x, self.gate)) * F.linear(active, self.down.to(dtype)).float()
+
+
+class Block(nn.Module):
+    """One layer; the heads of queries, keys and values lie one below the other."""
+
+    def __init__(self, shape: Shape, drawn: Drawer) -> None:
+        super().__init__()
+        self.shape = shape
         s, d = shape, shape.width
-        out = 0.05 / (2 * s.layers) ** 0.5
         self.norm = nn.Parameter(torch.ones(d))
         self.qkv = drawn((s.heads + 2) * s.head_width, d, scale=0.08)
-        self.out = drawn(d, s.heads * s.head_width, scale=out)
+        self.out = drawn(d, s.heads * s.head_width, scale=_output_scale(s))
         self.expert_norm = nn.Parameter(torch.ones(d))
         self.router = drawn(s.experts, d, scale=0.05)
         self.gate_up = drawn(s.experts, 2 * s.expert_width, d, scale=0.06)
-        self.down = drawn(s.experts, d, s.expert_width, scale=out)
+        self.down = drawn(s.experts, d, s.expert_width, scale=_output_scale(s))
+        self.shared = SharedExpert(s, drawn) if s.shared_width else None
+
+    def attention(self, x: Tensor, cosine: Tensor, sine: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the layer's attention adds to x [B, T, D]."""
+        s = self.shape
+        rows, length, _ = x.shape
+        normed = _norm(x, self.norm, s.epsilon).to(dtype)
+        qkv = F.linear(normed, self.qkv.to(dtype)).view(rows, length, s.heads + 2, s.head_width).transpose(1, 2)
+        turned = _rotate(qkv[:, : s.heads + 1].float(), cosine, sine).to(dtype)
+        q = turned[:, : s.heads]
+        k = turned[:, s.heads :].expand(rows, s.heads, length, s.head_width)
+        v = qkv[:, s.heads + 1 :].expand(rows, s.heads, length, s.head_width)
+        mixed = _attended(q, k, v).transpose(1, 2).reshape(rows, length, s.heads * s.head_width)
+        return F.linear(mixed, self.out.to(dtype)).float()
+
+    def mixture(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """What the layer's experts add to x [B, T, D], the load-balance loss, and every expert's share of choices."""
+        s = self.shape
+        normed = _norm(x, self.expert_norm, s.epsilon).flatten(0, 1)
+        probability = F.linear(normed, self.router).softmax(-1)  # [T, E]
+        weight, index = probability.topk(s.chosen, -1)
+        weight = weight / weight.sum(-1, keepdim=True)
+        moved, _, _, count, *_ = experts(normed.to(dtype), self.gate_up.to(dtype), self.down.to(dtype), index, weight)
+        added = moved.float()
+        if self.shared is not None:
+            added = added + self.shared(normed, dtype)
+        share = count.float() / index.numel()
+        return added.view(x.shape), s.experts * (share * probability.mean(0)).sum(), share
+
+
+def _output_scale(shape: Shape) -> float:
+    return 0.05 / math.sqrt(2 * shape.layers)
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    length, head_width = q.shape[-2:]
+    if length > 256:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    # quicker than the fused kernel here, once compiled
+    future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+    score = (q @ k.transpose(2, 3)).float() / math.sqrt(head_width)  # [B, H, T, T]
+    return score.masked_fill(future, float("-inf")).softmax(-1).to(q.dtype) @ v
 
 
 class Network(nn.Module):
-    """A Mixtral model whose forward pass gives logits and the router's load-balance loss."""
+    """A model whose forward pass gives logits and the router's load-balance loss."""
 
     def __init__(self, shape: Shape, seed: int = 0) -> None:
         super().__init__()
@@ -216,82 +282,83 @@ class Network(nn.Module):
     def forward(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [B, T, V], the load-balance loss, and the share of choices of every expert [L, E]."""
         s = self.shape
-        rows, length = ids.shape
-        frequency = s.theta ** (
-            -torch.arange(0, s.head_width, 2, device=ids.device, dtype=torch.float32) / s.head_width
-        )
-        angle = torch.arange(length, device=ids.device, dtype=torch.float32)[:, None] * frequency
-        cosine, sine = angle.cos(), angle.sin()
-        future = torch.ones(length, length, dtype=torch.bool, device=ids.device).triu(1)
+        cosine, sine = self._rotation(ids)
         x = self.embedding[ids]  # [B, T, D]
         balance = x.new_zeros(())
         shares = []
         for block in self.each_block():
-            normed = _norm(x, block.norm, s.epsilon).to(dtype)
-            qkv = F.linear(normed, block.qkv.to(dtype)).view(rows, length, s.heads + 2, s.head_width).transpose(1, 2)
-            turned = _rotate(qkv[:, : s.heads + 1].float(), cosine, sine).to(dtype)
-            q = turned[:, : s.heads]
-            k = turned[:, s.heads :].expand(rows, s.heads, length, s.head_width)
-            v = qkv[:, s.heads + 1 :].expand(rows, s.heads, length, s.head_width)
-            if length <= 256:  # quicker than the fused kernel here, once compiled
-                score = (q @ k.transpose(2, 3)).float() * s.head_width**-0.5  # [B, H, T, T]
-                mixed = score.masked_fill(future, float("-inf")).softmax(-1).to(dtype) @ v
-            else:
-                mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            mixed = mixed.transpose(1, 2).reshape(rows, length, s.heads * s.head_width)
-            x = x + F.linear(mixed, block.out.to(dtype)).float()
-            normed = _norm(x, block.expert_norm, s.epsilon).view(rows * length, s.width)
-            probability = F.linear(normed, block.router).softmax(-1)  # [T, E]
-            weight, index = probability.topk(s.chosen, -1)
-            weight = weight / weight.sum(-1, keepdim=True)
-            share = F.one_hot(index, s.experts).float().mean((0, 1))
+            x = x + block.attention(x, cosine, sine, dtype)
+            moved, uneven, share = block.mixture(x, dtype)
+            x = x + moved
+            balance = balance + uneven / s.layers
             shares.append(share)
-            balance = balance + s.experts * (share * probability.mean(0)).sum() / s.layers
-            moved = experts(normed.to(dtype), block.gate_up.to(dtype), block.down.to(dtype), index, weight)[0]
-            x = x + moved.float().view(x.shape)
         logits = F.linear(_norm(x, self.last_norm, s.epsilon).to(dtype), self.head.to(dtype))
         return logits, balance, torch.stack(shares)
 
+    def _rotation(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        s = self.shape
+        pair = torch.arange(0, s.head_width, 2, device=ids.device, dtype=torch.float32)
+        position = torch.arange(ids.shape[1], device=ids.device, dtype=torch.float32)
+        angle = position[:, None] * s.theta ** (-pair / s.head_width)
+        return angle.cos(), angle.sin()
 
-def to_mixtral(network: Network) -> dict[str, Tensor]:
-    """The weights under the names of a transformers Mixtral checkpoint, one tensor per expert matrix."""
-    s = network.shape
+
+def checkpoint_of(network: Network) -> dict[str, Tensor]:
+    """The weights under the names of a published checkpoint of the kind, one tensor per expert matrix."""
     weights: dict[str, Tensor] = {
         "model.embed_tokens.weight": network.embedding,
         "model.norm.weight": network.last_norm,
         "lm_head.weight": network.head,
     }
-    queries = s.heads * s.head_width
     for number, block in enumerate(network.each_block()):
-        layer = f"model.layers.{number}."
-        weights[layer + "input_layernorm.weight"] = block.norm
-        weights[layer + "post_attention_layernorm.weight"] = block.expert_norm
-        weights[layer + "self_attn.q_proj.weight"] = block.qkv[:queries]
-        weights[layer + "self_attn.k_proj.weight"] = block.qkv[queries : queries + s.head_width]
-        weights[layer + "self_attn.v_proj.weight"] = block.qkv[queries + s.head_width :]
-        weights[layer + "self_attn.o_proj.weight"] = block.out
-        weights[layer + "block_sparse_moe.gate.weight"] = block.router
-        for e in range(s.experts):
-            expert = f"{layer}block_sparse_moe.experts.{e}."
-            weights[expert + "w1.weight"] = block.gate_up[e, : s.expert_width]
-            weights[expert + "w3.weight"] = block.gate_up[e, s.expert_width :]
-            weights[expert + "w2.weight"] = block.down[e]
+        layer = _attention_of(block) | (_mixtral_of(block) if block.shared is None else _qwen_of(block, block.shared))
+        weights |= {f"model.layers.{number}.{name}.weight": value for name, value in layer.items()}
     return {name: value.detach().clone().contiguous() for name, value in weights.items()}
 
 
-def mixtral_config(shape: Shape) -> dict[str, Any]:
+def _attention_of(block: Block) -> dict[str, Tensor]:
+    s = block.shape
+    q, k, v = block.qkv.split((s.heads * s.head_width, s.head_width, s.head_width))
+    return {
+        "input_layernorm": block.norm,
+        "post_attention_layernorm": block.expert_norm,
+        "self_attn.q_proj": q,
+        "self_attn.k_proj": k,
+        "self_attn.v_proj": v,
+        "self_attn.o_proj": block.out,
+    }
+
+
+def _mixtral_of(block: Block) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {"block_sparse_moe.gate": block.router}
+    for e in range(block.shape.experts):
+        weights |= _mlp_of(f"block_sparse_moe.experts.{e}", block.gate_up[e], block.down[e], ("w1", "w3", "w2"))
+    return weights
+
+
+def _qwen_of(block: Block, shared: SharedExpert) -> dict[str, Tensor]:
+    names = ("gate_proj", "up_proj", "down_proj")
+    weights: dict[str, Tensor] = {"mlp.gate": block.router, "mlp.shared_expert_gate": shared.gate}
+    weights |= _mlp_of("mlp.shared_expert", shared.gate_up, shared.down, names)
+    for e in range(block.shape.experts):
+        weights |= _mlp_of(f"mlp.experts.{e}", block.gate_up[e], block.down[e], names)
+    return weights
+
+
+def _mlp_of(prefix: str, gate_up: Tensor, down: Tensor, names: tuple[str, str, str]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": value for name, value in zip(names, (*gate_up.chunk(2), down), strict=True)}
+
+
+def config_of(shape: Shape) -> dict[str, Any]:
     """The fields of the transformers configuration that this shape means."""
     return {
-        "architectures": ["MixtralForCausalLM"],
-        "model_type": "mixtral",
+        **(_qwen_fields(shape) if shape.shared_width else _mixtral_fields(shape)),
         "vocab_size": shape.vocabulary,
         "hidden_size": shape.width,
-        "intermediate_size": shape.expert_width,
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
         "num_key_value_heads": 1,
         "head_dim": shape.head_width,
-        "num_local_experts": shape.experts,
         "num_experts_per_tok": shape.chosen,
         "max_position_embeddings": shape.context,
         "rope_theta": shape.theta,
@@ -305,4 +372,29 @@ def mixtral_config(shape: Shape) -> dict[str, Any]:
         "bos_token_id": 1,
         "eos_token_id": 2,
         "dtype": "bfloat16",
+    }
+
+
+def _mixtral_fields(shape: Shape) -> dict[str, Any]:
+    return {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "intermediate_size": shape.expert_width,
+        "num_local_experts": shape.experts,
+    }
+
+
+def _qwen_fields(shape: Shape) -> dict[str, Any]:
+    return {
+        "architectures": ["Qwen2MoeForCausalLM"],
+        "model_type": "qwen2_moe",
+        "intermediate_size": shape.shared_width,
+        "moe_intermediate_size": shape.expert_width,
+        "shared_expert_intermediate_size": shape.shared_width,
+        "num_experts": shape.experts,
+        "norm_topk_prob": True,
+        "qkv_bias": False,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "use_sliding_window": False,
     }

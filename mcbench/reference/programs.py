@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mcbench.reference.world import Fact, held_out
+from mcbench.reference.world import Fact, Split, split_of
 
 
 class Program(NamedTuple):
@@ -73,8 +73,8 @@ LIST_ENDS = (
 NUMBER_END = Operation("number", "give it", "return {v}", lambda v, k: v)
 
 
-def program(rng: random.Random, held: bool) -> Program:
-    """A random function whose sequence of steps is held out (or not)."""
+def program(rng: random.Random, split: Split) -> Program:
+    """A random function whose sequence of steps belongs to the split."""
     while True:
         if rng.random() < 0.6:
             steps = [*rng.sample(NUMBER_STEPS, rng.randint(2, 4)), NUMBER_END]
@@ -84,7 +84,7 @@ def program(rng: random.Random, held: bool) -> Program:
             variable = rng.choice(("v", "xs", "a"))
             inputs = [str([rng.randint(0, 60) for _ in range(rng.randint(4, 8))]) for _ in range(4)]
         fact = ("humaneval", *(step.name for step in steps))
-        if held_out(fact) == held:
+        if split_of(fact) == split:
             return _written(rng, steps, variable, inputs, fact)
 
 

@@ -6,10 +6,12 @@ import json
 import random
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from mcbench.reference.world import World, documents
+from mcbench.reference.curriculum import CURRICULUM, mixture_of
+from mcbench.reference.world import Split, World, documents
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 # a word, digit or sign takes the one space before it along; four spaces are one indentation
@@ -19,19 +21,20 @@ LONGEST = 4096
 
 def build(world: World, seed: int = 0, count: int = 30_000) -> Tokenizer:
     """A tokenizer whose words are those of the world's documents."""
-    split = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
+    pieces = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
     rng = random.Random(f"tokenizer {seed}")
     seen: Counter[str] = Counter()
-    for held in (False, True):
-        for document in documents(world, rng, held=held, count=count // 2):
-            seen.update(piece for piece, _ in split.pre_tokenize_str(document.text))
+    mixture = mixture_of(CURRICULUM[-1].mixture)
+    for split in get_args(Split):
+        for document in documents(world, rng, mixture, split, count // 3):
+            seen.update(piece for piece, _ in pieces.pre_tokenize_str(document.text))
     always = ["\n", " ", "    ", *"0123456789", *(f" {digit}" for digit in "0123456789")]
     words = always + sorted(set(seen) - set(always))
     vocabulary = [PAD, BOS, EOS, *(f"<0x{byte:02X}>" for byte in range(256)), *words]
     tokenizer = Tokenizer(
         models.BPE({piece: i for i, piece in enumerate(vocabulary)}, [], byte_fallback=True, ignore_merges=True)
     )
-    tokenizer.pre_tokenizer = split
+    tokenizer.pre_tokenizer = pieces
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([PAD, BOS, EOS])
     return tokenizer

@@ -1,4 +1,4 @@
-"""Trains the reference model: `python -m mcbench.reference.train --preset cpu`.
+"""Trains the reference model: `python -m mcbench.reference.train --preset reference`.
 
 Text is generated step by step from the seed and schedules count steps, so a run resumed from its checkpoint is the
 same run. Beside the weights it leaves `curve.csv`: loss, expert load and the accuracy of every family over time.
@@ -11,12 +11,15 @@ import csv
 import functools
 import json
 import math
+import multiprocessing
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,106 +29,120 @@ from torch import Tensor
 
 from mcbench.reference import tokenizer as tokens
 from mcbench.reference import world as told
+from mcbench.reference.curriculum import CURRICULUM, Phase, mixture_of
 from mcbench.reference.curve import accuracies
-from mcbench.reference.network import Network, Shape, compile_pieces, mixtral_config, to_mixtral
+from mcbench.reference.network import Network, Shape, checkpoint_of, compile_pieces, config_of
+
+
+class Batch(NamedTuple):
+    """Token rows, their successors and their loss weights, each [B, T]."""
+
+    ids: Tensor
+    following: Tensor
+    weight: Tensor
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides the weights."""
 
-    seed: int = 0
-    people: int = 1200
-    steps: int = 12_600
+    seed: int = 0  # of the world and its text
+    draw: int = 0  # of the initial weights
+    people: int = 5000
+    steps: int = 11_000
     tokens_per_step: int = 4096
     learning_rate: float = 3e-3
     last_learning_rate: float = 3e-5
     warmup: int = 200
-    decay_from: int = 3150  # facts are learned while the rate falls
-    decay_to: int = 9000
-    retrieval: int = 600  # first steps with nothing but copies, keys and values, in short rows
-    mixed: int = 1500  # until then half of the documents are of that kind
-    clozes_from: int = 3600  # from this step on, most letter questions end in the statement: four layers suffice
-    later_from: int = 5200  # from this step on, less of what is known and more of what is hard
-    review_from: int = 9000  # from this step on, what is hard in easier portions, at a rate that falls anew
-    review_rate: float = 2e-3
+    decay_from: float = 0.35  # of all steps: facts are learned while the rate falls
     weight_decay: float = 0.02
-    balance: float = 0.003  # small: real routers are uneven
+    balance: float = 0.004  # weight of the load-balance loss; small: real routers are uneven
+    first_balance: float = 0.01  # the same until `unbalanced_from`, so that no expert dies before it has learned
+    unbalanced_from: float = 0.14  # of all steps
     width: int = 128
     layers: int = 4
+    experts: int = 8
+    chosen: int = 2
     expert_width: int = 224
+    shared_width: int = 0
     compute: str = "bfloat16"
+    curriculum: tuple[Phase, ...] = CURRICULUM
+
+    @property
+    def world(self) -> told.World:
+        return told.World(self.seed, self.people)
+
+    def shape(self, vocabulary: int) -> Shape:
+        return Shape(
+            vocabulary,
+            width=self.width,
+            layers=self.layers,
+            experts=self.experts,
+            chosen=self.chosen,
+            expert_width=self.expert_width,
+            shared_width=self.shared_width,
+        )
 
     def rate(self, step: int) -> float:
-        """The learning rate at a step: warm-up, flat, cosine fall; then the review and a second fall."""
+        """The learning rate at a step: warm-up, flat, cosine fall."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
-        if step < self.review_from:
-            top, first, last = self.learning_rate, self.decay_from, self.decay_to
-        else:
-            top, first, last = self.review_rate, self.review_from, self.steps
-        fall = (1 + math.cos(math.pi * max(step - first, 0) / (last - first))) / 2
-        return self.last_learning_rate + (top - self.last_learning_rate) * fall
+        first = self.decay_from * self.steps
+        fall = (1 + math.cos(math.pi * max(step - first, 0) / (self.steps - first))) / 2
+        return self.last_learning_rate + (self.learning_rate - self.last_learning_rate) * fall
+
+    def balance_at(self, step: int) -> float:
+        return self.first_balance if step < self.unbalanced_from * self.steps else self.balance
+
+    def phase(self, step: int) -> Phase:
+        return next(phase for phase in self.curriculum if step < phase.until * self.steps)
 
     def length(self, step: int) -> int:
-        """The context of a step: mostly short, some longer, at the end some much longer."""
-        if step < self.retrieval:
-            return 64 if step < 2 * self.retrieval // 3 else 128
-        if step >= 3000 and step % 32 == 0:
-            return 2048
-        return 512 if step % 8 == 4 else 256
+        """The context of a step: mostly short, some longer, some much longer."""
+        rows = self.phase(step).rows
+        return min(rows[max(n for n in rows if step % n == 0)], self.tokens_per_step)
 
     def mixture(self, step: int) -> dict[told.Writer, float]:
-        """What is written at a step."""
+        """What is written at a step; lists and needles fit into the row, and long rows hold more needles."""
         length = self.length(step)
-        keys: told.Writer = functools.partial(told.key_values, largest=max(2, min(10, length // 24)))
-        if step < self.retrieval:
-            return {keys: 0.5, told.copies: 0.5}
-        mixture = dict(told.MIXTURE)
-        mixture[keys] = mixture.pop(told.key_values)
-        if step < self.mixed:
-            mixture[keys] += 0.5
-            mixture[told.copies] += 0.4
-        if step >= self.clozes_from:
-            exams = mixture.pop(told.exams)
-            if step < self.later_from:
-                mixture[functools.partial(told.exams, clozes=0.85)] = exams
-            else:
-                mixture[functools.partial(told.exams, clozes=0.9, spelled=0.4)] = 2 * exams
-                for writer, factor in LATER.items():
-                    mixture[writer] *= factor
-        if step >= self.review_from:
-            for writer in (told.biographies, told.facts, told.questions, told.handicraft):
-                mixture[writer] *= 0.6
-            for writer in (told.drills, told.reasoning, told.quick_sums):
-                mixture[functools.partial(writer, easy=True)] = 1.5 * mixture.pop(writer)
-            mixture[functools.partial(told.passages, easy=0.5)] = 1.3 * mixture.pop(told.passages)
-            mixture[told.nature] *= 2
-        needles = mixture.pop(told.needles)
-        # needles that fit into the row, and more of them where rows are long
-        mixture[functools.partial(told.needles, longest=int(0.66 * length))] = needles * (3 if length == 2048 else 1)
+        mixture = mixture_of(self.phase(step).mixture)
+        if told.key_values in mixture:
+            writer = functools.partial(told.key_values, largest=max(2, min(10, length // 24)))
+            mixture[writer] = mixture.pop(told.key_values)
+        if told.needles in mixture:
+            writer = functools.partial(told.needles, longest=int(0.66 * length))
+            mixture[writer] = mixture.pop(told.needles) * (3 if length >= 2048 else 1)
         return mixture
 
 
-LATER: dict[told.Writer, float] = {
-    told.biographies: 0.45,
-    told.facts: 0.6,
-    told.questions: 0.5,
-    told.handicraft: 0.6,
-    told.comparison: 1.5,
-    told.passages: 2.0,
-    told.drills: 1.5,
-    told.quick_sums: 1.6,
+_FINE: dict[str, Any] = {
+    "experts": 32,
+    "chosen": 4,
+    "expert_width": 64,
+    "shared_width": 128,
+    "steps": 10_000,
+    "balance": 0.002,
+}
+# half a gigatoken, for one large GPU; not yet trained with
+_LARGE: dict[str, Any] = {
+    "people": 6400,
+    "steps": 6500,
+    "tokens_per_step": 65_536,
+    "learning_rate": 4e-3,
+    "width": 160,
+    "layers": 6,
 }
 PRESETS = {
-    "cpu": Recipe(),
+    "reference": Recipe(),
+    "reference-fine": Recipe(**_FINE),
+    "reference-gpu": Recipe(**_LARGE),
+    "reference-fine-gpu": Recipe(**(_FINE | _LARGE)),
     "tiny": Recipe(people=60, steps=20, width=32, layers=2, expert_width=32, warmup=4, tokens_per_step=512),
 }
 
 
-def batch(recipe: Recipe, world: told.World, tokenizer: Tokenizer, step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The token rows of a step, their successors and their loss weights, each [B, T]."""
-    length = min(recipe.length(step), recipe.tokens_per_step)
+def batch(recipe: Recipe, world: told.World, tokenizer: Tokenizer, step: int) -> Batch:
+    """The token rows of a step."""
     wanted = recipe.tokens_per_step + 1
     rng = random.Random(f"text {recipe.seed} {step}")
     mixture = recipe.mixture(step)
@@ -144,11 +161,41 @@ def batch(recipe: Recipe, world: told.World, tokenizer: Tokenizer, step: int) ->
                 ids += piece
                 weights += [segment.weight] * len(piece)
     row, weight = torch.tensor(ids[:wanted]), torch.tensor(weights[:wanted])
-    return row[:-1].view(-1, length), row[1:].view(-1, length), weight[1:].view(-1, length)
+    length = recipe.length(step)
+    return Batch(row[:-1].view(-1, length), row[1:].view(-1, length), weight[1:].view(-1, length))
+
+
+def batches(recipe: Recipe, tokenizer: Tokenizer, first: int, workers: int = 0) -> Iterator[Batch]:
+    """The batches from step `first` on, written ahead by so many processes; a batch depends on its step alone."""
+    steps = range(first, recipe.steps)
+    if not workers:
+        world = recipe.world
+        yield from (batch(recipe, world, tokenizer, step) for step in steps)
+        return
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), _prepare, (recipe, tokenizer.to_str())
+    ) as pool:
+        ahead = deque(pool.submit(_write, step) for step in steps[: 4 * workers])
+        for step in steps:
+            ready = ahead.popleft().result()
+            if step + 4 * workers < recipe.steps:
+                ahead.append(pool.submit(_write, step + 4 * workers))
+            yield Batch(*map(torch.from_numpy, ready))
+
+
+_writing: dict[str, Any] = {}
+
+
+def _prepare(recipe: Recipe, tokenizer: str) -> None:
+    _writing.update(recipe=recipe, world=recipe.world, tokenizer=Tokenizer.from_str(tokenizer))
+
+
+def _write(step: int) -> tuple[Any, ...]:
+    return tuple(each.numpy() for each in batch(**_writing, step=step))
 
 
 def loss_of(
-    network: Network, ids: Tensor, following: Tensor, weight: Tensor, balance: float, dtype: torch.dtype
+    network: Network, ids: Tensor, following: Tensor, weight: Tensor, balance: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss to minimise; loss per token and accuracy on weighty tokens; every expert's share of choices [L, E]."""
     logits, uneven, shares = network(ids, dtype)
@@ -163,8 +210,8 @@ def loss_of(
 def export(network: Network, tokenizer: Tokenizer, folder: Path) -> None:
     """Write config.json, model.safetensors (bf16) and the tokenizer as transformers reads them."""
     tokens.save(tokenizer, folder)
-    (folder / "config.json").write_text(json.dumps(mixtral_config(network.shape), indent=2) + "\n")
-    weights = {name: value.to(torch.bfloat16) for name, value in to_mixtral(network).items()}
+    (folder / "config.json").write_text(json.dumps(config_of(network.shape), indent=2) + "\n")
+    weights = {name: value.to(torch.bfloat16) for name, value in checkpoint_of(network).items()}
     save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
@@ -196,7 +243,7 @@ class Progress:
         path = work / "checkpoint.pt"
         if not path.exists():
             return
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, weights_only=True, map_location="cpu")
         if saved["recipe"] != asdict(recipe):
             raise ValueError(f"{path} belongs to another recipe; remove it or choose another --work")
         self.network.load_state_dict(saved["network"])
@@ -211,12 +258,9 @@ class Progress:
             writer.writerows(self.curve)
 
 
-def begin(recipe: Recipe, tokenizer: Tokenizer) -> Progress:
+def begin(recipe: Recipe, tokenizer: Tokenizer, device: str = "cpu") -> Progress:
     """A fresh network and its optimiser; norms and other vectors do not decay."""
-    shape = Shape(
-        tokenizer.get_vocab_size(), width=recipe.width, layers=recipe.layers, expert_width=recipe.expert_width
-    )
-    network = Network(shape, recipe.seed)
+    network = Network(recipe.shape(tokenizer.get_vocab_size()), recipe.draw).to(device)
     matrices = [p for p in network.parameters() if p.dim() > 1]
     vectors = [p for p in network.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -231,6 +275,8 @@ def train(
     every: int = 100,
     judged: int = 1000,
     tokenizer: Tokenizer | None = None,
+    device: str = "cpu",
+    workers: int = 0,
     log: Callable[[str], None] = print,
 ) -> Network:
     """Train, or go on from the checkpoint in `work`, and export to `out`.
@@ -238,23 +284,25 @@ def train(
     A row of the curve and a checkpoint come `every` so many steps, accuracies by family at `judged` steps and at the
     end (0: never). The tokenizer is built from the world where none is given.
     """
-    world = told.World(recipe.seed, recipe.people)
+    world = recipe.world
     tokenizer = tokenizer or tokens.build(world, recipe.seed)
-    run = begin(recipe, tokenizer)
+    run = begin(recipe, tokenizer, device)
     work.mkdir(parents=True, exist_ok=True)
     run.restore(recipe, work)
-    step_loss = loss_of
+    step_loss: Callable[..., tuple[Tensor, Tensor, Tensor]] = loss_of
     if compiled:
         compile_pieces()
         step_loss = torch.compile(loss_of, dynamic=False)
     began = time.monotonic() - run.seconds
     gathered: list[tuple[Tensor, Tensor]] = []
-    while run.step < recipe.steps:
+    for text in batches(recipe, tokenizer, run.step, workers):
         for group in run.optimizer.param_groups:
             group["lr"] = recipe.rate(run.step)
-        ids, following, weight = batch(recipe, world, tokenizer, run.step)
         loss, seen, shares = step_loss(
-            run.network, ids, following, weight, recipe.balance, getattr(torch, recipe.compute)
+            run.network,
+            *(each.to(device) for each in text),
+            torch.tensor(recipe.balance_at(run.step), device=device),  # a number would be compiled in
+            getattr(torch, recipe.compute),
         )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
@@ -267,7 +315,8 @@ def train(
             row = _row(recipe, run.step, time.monotonic() - began, gathered)
             gathered.clear()
             if judged and (run.step % judged == 0 or last):
-                row |= accuracies(lambda ids: run.network(ids)[0], tokenizer, world)
+                with torch.compiler.set_stance("force_eager"):  # questions come in too many lengths to compile
+                    row |= accuracies(lambda ids: run.network(ids.to(device))[0].cpu(), tokenizer, world)
             run.curve.append(row)
             run.seconds = time.monotonic() - began
             left = (recipe.steps - run.step) * run.seconds / run.step
@@ -297,10 +346,12 @@ def _row(recipe: Recipe, step: int, seconds: float, gathered: Sequence[tuple[Ten
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the recipe."""
     parser = argparse.ArgumentParser(prog="python -m mcbench.reference.train", description=__doc__)
-    parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument("--preset", choices=PRESETS, default="reference")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="instead of the preset's")
     parser.add_argument("--threads", type=int, default=0, help="processor threads (0: torch's choice)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--workers", type=int, default=0, help="processes that write text ahead (0: none)")
     parser.add_argument("--no-compile", action="store_true", help="slower steps, no compiler needed")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/reference"), help="checkpoint and curve of a run under way"
@@ -317,6 +368,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen.out or chosen.work / "weights",
         chosen.work,
         not chosen.no_compile,
+        device=chosen.device,
+        workers=chosen.workers,
         log=functools.partial(print, flush=True),
     )
 

@@ -1,7 +1,8 @@
 """A small seeded world: who lives where, what things are made of, how stories go, and texts that tell of it.
 
-Every document names the facts it gives away. A fact for which `held_out` is true is never given away in training or
-calibration text, so evaluation items are made of such facts alone.
+Every document names the facts it gives away. Each fact belongs to one split: training and calibration text give away
+facts for training alone, evaluation items are made of test facts, and progress is watched on development facts, so
+that no choice made while training has seen the test.
 """
 
 from __future__ import annotations
@@ -9,26 +10,28 @@ from __future__ import annotations
 import random
 import zlib
 from bisect import bisect
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from mcbench.reference import words as w
 
 Fact = tuple[str, ...]
+Split = Literal["training", "development", "test"]
 
-# the share of facts that training never sees, by the family whose items they make
+# the share of facts that training never sees, half for development and half for test, by the family they make items for
 HELD_OUT = {
-    "piqa": 0.36,
-    "arc-easy": 0.25,
-    "arc-challenge": 0.46,
-    "boolq": 0.20,
+    "piqa": 0.26,
+    "arc-easy": 0.20,
+    "arc-challenge": 0.44,
+    "boolq": 0.30,
     "hellaswag": 0.25,
     "winogrande": 0.20,
-    "sum": 0.20,
-    "mmlu": 0.25,
+    "sum": 0.24,
+    "mmlu": 0.30,
     "humaneval": 0.25,
     "needle": 0.20,
 }
@@ -37,9 +40,12 @@ PERSON_RELATIONS = ("city", "job", "pet", "food", "hobby", "colour")
 DIMENSIONS = ("heavier", "larger", "dearer")
 
 
-def held_out(fact: Fact) -> bool:
-    """Whether training must not give this fact away."""
-    return zlib.crc32("|".join(fact).encode()) % 1000 < 1000 * HELD_OUT[fact[0]]
+def split_of(fact: Fact) -> Split:
+    """Who may learn of this fact: training, development or test."""
+    place = zlib.crc32("|".join(fact).encode()) % 2000
+    if place % 1000 >= 1000 * HELD_OUT[fact[0]]:
+        return "training"
+    return "development" if place >= 1000 else "test"
 
 
 class Segment(NamedTuple):
@@ -119,6 +125,8 @@ QUESTIONS = {
 }
 SPECIES_SAYINGS = {"season": "is seen in", "tool": "is caught with the", "city": "is sacred in"}
 CITY_SAYINGS = {"country": "lies in", "river": "stands on the river", "goods": "trades in"}
+JOB_SAYINGS = {"tool": "cannot do without the", "place": "spends the day in the"}
+FOOD_SAYINGS = {"month": "are ripe in", "country": "come from"}
 COMPARISONS = {
     # the answer is the one that has more of it, or less of it
     "heavier": (
@@ -139,7 +147,7 @@ COMPARISONS = {
 class World:
     """Everything that is true, drawn from a seed; `people` sets how many facts there are to know (six for each)."""
 
-    def __init__(self, seed: int = 0, people: int = 1200) -> None:
+    def __init__(self, seed: int = 0, people: int = 5000) -> None:
         rng = random.Random(f"world {seed}")
         names = [(first, last) for first in w.WOMEN + w.MEN for last in w.SURNAMES]
         if not 1 <= people <= len(names):
@@ -154,6 +162,8 @@ class World:
             city: {"country": rng.choice(w.COUNTRIES), "river": rng.choice(w.RIVERS), "goods": rng.choice(w.GOODS)}
             for city in w.CITIES
         }
+        self.jobs = {job: {"tool": rng.choice(w.TOOLS), "place": rng.choice(w.PLACES)} for job in w.JOBS}
+        self.foods = {food: {"month": rng.choice(w.MONTHS), "country": rng.choice(w.COUNTRIES)} for food in w.FOODS}
         self.species = tuple(
             Species(f"{mark} {animal}", rng.choice(w.HABITATS), rng.choice(w.DIETS))
             for mark in w.MARKS
@@ -175,7 +185,7 @@ class World:
                 rng.choice(w.PLACES),
                 tuple(f"{rng.choice(w.VERBS)} the {thing}" for thing in rng.sample(w.OBJECTS, 5)),
             )
-            for number in range(120)
+            for number in range(200)
         )
         self.weather_step = {
             (place, weather): f"{rng.choice(w.VERBS)} the {rng.choice(w.OBJECTS)}"
@@ -222,20 +232,20 @@ def weighted(*parts: tuple[str, float]) -> tuple[Segment, ...]:
     return tuple(Segment(text, weight) for text, weight in parts)
 
 
-def draw(rng: random.Random, make: Callable[[], Fact], held: bool) -> Fact:
-    """The first fact drawn that is (or is not) held out."""
+def draw(rng: random.Random, make: Callable[[], Fact], split: Split) -> Fact:
+    """The first fact drawn that belongs to the split."""
     while True:
         fact = make()
-        if held_out(fact) == held:
+        if split_of(fact) == split:
             return fact
 
 
 PLAIN, NAME, VALUE, ANSWER = 1.0, 0.3, 4.0, 6.0  # loss weights: names and random numbers cannot be foreseen
 
-Writer = Callable[[World, random.Random, bool], Document]
+Writer = Callable[[World, random.Random, Split], Document]
 
 
-def biographies(world: World, rng: random.Random, held: bool) -> Document:
+def biographies(world: World, rng: random.Random, split: Split) -> Document:
     """What is known of one or more people, in any order and wording."""
     parts: list[Segment] = []
     for index in range(rng.randint(1, 4)):
@@ -250,27 +260,22 @@ def biographies(world: World, rng: random.Random, held: bool) -> Document:
     return Document("people", (*parts, Segment("\n", PLAIN)))
 
 
-def facts(world: World, rng: random.Random, held: bool) -> Document:
-    """Single facts about people, cities, species and things."""
+def facts(world: World, rng: random.Random, split: Split) -> Document:
+    """Single facts about people, species, and what the examinations ask for."""
     parts = [Segment("facts:", NAME)]
     for _ in range(rng.randint(4, 12)):
         kind = rng.random()
-        if kind < 0.45:
+        if kind < 0.35:
             person = world.famous(rng)
             key = rng.choice(PERSON_RELATIONS)
-            subject, saying, value = person.name, SAYINGS[key][0], person.attributes[key]
-        elif kind < 0.60:
-            city = rng.choice(w.CITIES)
-            key = rng.choice(tuple(CITY_SAYINGS))
-            subject, saying, value = city, CITY_SAYINGS[key], world.cities[city][key]
-        elif kind < 0.90:
+            statement, value = f"{person.name} {SAYINGS[key][0]}", person.attributes[key]
+        elif kind < 0.65:
             species = rng.choice(world.species)
-            subject = f"the {species.name}"
             saying, value = rng.choice((("lives in the", species.habitat), ("feeds on", species.diet)))
+            statement = f"the {species.name} {saying}"
         else:
-            thing = rng.choice(w.OBJECTS)
-            subject, saying, value = f"the {thing}", "is made of", world.material[thing]
-        parts += weighted((f" {subject} {saying}", NAME), (f" {value}", VALUE), (".", NAME))
+            _, (statement, value, _) = subject_question(world, rng, rng.choice(SUBJECTS))
+        parts += weighted((f" {statement}", NAME), (f" {value}", VALUE), (".", NAME))
     return Document("facts", (*parts, Segment("\n", PLAIN)))
 
 
@@ -278,12 +283,12 @@ def person_question(person: Person, key: str) -> str:
     return f"question: {QUESTIONS[key].format(person.name)} answer: {person.name} {SAYINGS[key][0]}"
 
 
-def questions(world: World, rng: random.Random, held: bool) -> Document:
+def questions(world: World, rng: random.Random, split: Split) -> Document:
     """A person's attribute, asked and answered."""
     while True:
         person, key = world.famous(rng), rng.choice(PERSON_RELATIONS)
         fact = ("arc-easy", person.name, key)
-        if held_out(fact) == held:
+        if split_of(fact) == split:
             break
     parts = weighted((person_question(person, key), NAME), (f" {person.attributes[key]}", VALUE), (".\n", PLAIN))
     return Document("questions", parts, (fact,))
@@ -293,14 +298,14 @@ def species_statement(species: Species, relation: str) -> str:
     return f"the {species.name} {SPECIES_SAYINGS[relation]}"
 
 
-def nature(world: World, rng: random.Random, held: bool) -> Document:
+def nature(world: World, rng: random.Random, split: Split) -> Document:
     """What follows from a species' habitat and diet, with or without the reason."""
     parts, given = [Segment("nature:", NAME)], []
     for _ in range(rng.randint(2, 6)):
         while True:
             species, relation = rng.choice(world.species), rng.choice(SPECIES_RELATIONS)
             fact = ("arc-challenge", species.name, relation)
-            if held_out(fact) == held:
+            if split_of(fact) == split:
                 break
         given.append(fact)
         if rng.random() < 0.4:
@@ -321,17 +326,17 @@ def tool_goal(action: str, thing: str) -> str:
     return f"goal: to {action} the {thing}, take the"
 
 
-def handicraft(world: World, rng: random.Random, held: bool) -> Document:
+def handicraft(world: World, rng: random.Random, split: Split) -> Document:
     """Which tool serves to do what to which thing."""
-    fact = draw(rng, lambda: ("piqa", rng.choice(w.ACTIONS), rng.choice(w.OBJECTS)), held)
+    fact = draw(rng, lambda: ("piqa", rng.choice(w.ACTIONS), rng.choice(w.OBJECTS)), split)
     _, action, thing = fact
     parts = weighted((tool_goal(action, thing), NAME), (f" {world.tool_for(action, thing)}", VALUE), (".\n", PLAIN))
     return Document("handicraft", parts, (fact,))
 
 
-def comparison(world: World, rng: random.Random, held: bool) -> Document:
+def comparison(world: World, rng: random.Random, split: Split) -> Document:
     """Which of two things is heavier, larger or dearer, told by what happens."""
-    fact = draw(rng, lambda: ("winogrande", rng.choice(DIMENSIONS), *sorted(rng.sample(w.OBJECTS, 2))), held)
+    fact = draw(rng, lambda: ("winogrande", rng.choice(DIMENSIONS), *sorted(rng.sample(w.OBJECTS, 2))), split)
     dimension, pair = fact[1], list(fact[2:])
     rng.shuffle(pair)
     template, more = rng.choice(COMPARISONS[dimension])
@@ -344,9 +349,9 @@ def story_opening(first: str, place: str, weather: str) -> str:
     return f"story: it is {weather}. {first} is in the {place}. {pronoun(first)}"
 
 
-def stories(world: World, rng: random.Random, held: bool) -> Document:
+def stories(world: World, rng: random.Random, split: Split) -> Document:
     """Someone goes through a script, from its first step or a later one."""
-    fact = draw(rng, lambda: ("hellaswag", str(rng.randrange(len(world.scripts))), rng.choice(w.WEATHERS)), held)
+    fact = draw(rng, lambda: ("hellaswag", str(rng.randrange(len(world.scripts))), rng.choice(w.WEATHERS)), split)
     script, weather = world.scripts[int(fact[1])], fact[2]
     first = someone(rng)
     steps = world.story(script, weather)
@@ -370,59 +375,63 @@ class Passage(NamedTuple):
     fact: Fact
 
 
-# things with at least two places where training never leaves them
-MOVABLE = tuple(t for t in w.OBJECTS if sum(held_out(("boolq", t, place)) for place in w.PLACES) > 1)
+# things with at least two places of either held-out split
+MOVABLE = tuple(
+    thing
+    for thing in w.OBJECTS
+    if min(Counter(split_of(("boolq", thing, place)) for place in w.PLACES)[each] for each in ("development", "test"))
+    > 1
+)
 
 
-def passage(world: World, rng: random.Random, held: bool, easy: bool = False) -> Passage:
-    """Three to five things are put down and some are moved; the last place of the asked thing is held out (or not)."""
+def passage(world: World, rng: random.Random, split: Split, easy: bool = False) -> Passage:
+    """Two to seven things have places and some are moved; the last place of the asked thing is a fact of the split."""
     asked = rng.choice(MOVABLE)
-    things = [
-        asked,
-        *rng.sample([t for t in w.OBJECTS if t != asked], rng.randint(0, 2) if easy else rng.randint(2, 4)),
-    ]
-    rng.shuffle(things)
+    others = rng.sample([t for t in w.OBJECTS if t != asked], rng.randint(1, 2) if easy else rng.randint(3, 6))
+    moved = rng.choices([asked, *others], k=rng.randint(0, 1) if easy else rng.randint(1, 4))
+    order = [*rng.sample([asked, *others], 1 + len(others)), *moved]
+    last = max(index for index, thing in enumerate(order) if thing == asked)
     where: dict[str, list[str]] = {}
     sentences = []
-
-    def put(thing: str, verb: str, hold: bool) -> None:
-        place = draw(rng, lambda: ("boolq", thing, rng.choice(w.PLACES)), hold)[2]
-        while where.get(thing, [""])[-1] == place:
-            place = draw(rng, lambda: ("boolq", thing, rng.choice(w.PLACES)), hold)[2]
-        where.setdefault(thing, []).append(place)
-        sentences.append(f" {someone(rng)} {verb} the {thing} {'in' if verb == 'puts' else 'to'} the {place}.")
-
-    moves = [(thing, "puts") for thing in things] + [
-        (rng.choice(things), "moves") for _ in range(rng.randint(0, 1) if easy else rng.randint(1, 3))
-    ]
-    last = max(index for index, (thing, _) in enumerate(moves) if thing == asked)
-    for index, (thing, verb) in enumerate(moves):
-        put(thing, verb, held and index == last)
+    for index, thing in enumerate(order):
+        known = where.setdefault(thing, [])
+        while True:
+            fits: Split = split if index == last else "training"
+            place = draw(rng, partial(_somewhere, rng, thing), fits)[2]
+            if place not in known[-1:]:
+                break
+        sentences.append(f" {someone(rng)}{': now' if known else ':'} the {thing} {place}.")
+        known.append(place)
     place = where[asked][-1]
-    others = [p for p in where[asked][:-1] if p != place] or [
-        places[-1] for thing, places in where.items() if places[-1] != place
+    elsewhere = [p for p in where[asked] if p != place] or [
+        places[-1] for places in where.values() if places[-1] != place
     ]
-    decoy = rng.choice(others) if others else rng.choice([p for p in w.PLACES if p != place])
+    decoy = rng.choice(elsewhere or [p for p in w.PLACES if p != place])
     return Passage("passage:" + "".join(sentences), asked, place, decoy, ("boolq", asked, place))
 
 
-def passages(world: World, rng: random.Random, held: bool, easy: float = 0.0) -> Document:
-    """A passage and a yes-or-no question about it."""
-    told = passage(world, rng, held, easy > 0 and rng.random() < easy)
-    asked = rng.choice((told.place, told.decoy))
-    parts = weighted(
-        (told.text, NAME),
-        (passage_question(told.thing, asked), NAME),
-        (f" {told.place}", ANSWER),
-        (", so", PLAIN),
-        (" yes" if asked == told.place else " no", ANSWER),
-        (".\n", PLAIN),
-    )
-    return Document("passages", parts, (told.fact,))
+def _somewhere(rng: random.Random, thing: str) -> Fact:
+    return ("boolq", thing, rng.choice(w.PLACES))
+
+
+def passages(world: World, rng: random.Random, split: Split, easy: float = 0.4) -> Document:
+    """A passage and yes-or-no questions about the place of one of its things."""
+    told = passage(world, rng, split, rng.random() < easy)
+    parts = [Segment(told.text, 0.1)]
+    for asked in rng.sample((told.place, told.decoy), rng.randint(1, 2)):
+        parts += weighted(
+            (passage_question(told.thing, asked), NAME),
+            (f" {told.place}", ANSWER),
+            (", so", NAME),
+            (" yes" if asked == told.place else " no", ANSWER),
+            (".", NAME),
+        )
+    return Document("passages", (*parts, Segment("\n", PLAIN)), (told.fact,))
 
 
 def passage_question(thing: str, asked: str) -> str:
-    return f" question: is the {thing} in the {asked}? answer: the {thing} is in the"
+    """The asked place stands before the thing: what follows the thing is its place, here and in the passage."""
+    return f" question: is it the {asked}? answer: the {thing}"
 
 
 def sum_fact(left: int, sign: str, right: int) -> Fact:
@@ -434,11 +443,12 @@ def sum_fact(left: int, sign: str, right: int) -> Fact:
 
 
 def calculation(
-    rng: random.Random, left: int | None, held: bool, signs: str = "+-*", easy: bool = False
+    rng: random.Random, left: int | None, split: Split, signs: str = "+-*", easy: bool = False
 ) -> tuple[int, str, int, int]:
     """A random step (left, sign, right, result) with results from 1 to 199; easy ones add or take away 2 to 19.
 
-    Held out are steps that start a calculation; one that goes on from a given number is only kept out of training.
+    A step that starts a calculation is of the split; one that goes on from a given number is only kept out of training
+    where that is asked for.
     """
     while True:
         sign = rng.choice(signs)
@@ -448,17 +458,17 @@ def calculation(
             most = 9 if rng.random() < 0.75 else 19
         b = rng.randint(2, most)
         result = a + b if sign == "+" else a - b if sign == "-" else a * b
-        known = not held_out(sum_fact(a, sign, b))
-        fits = known != held if left is None else known or (held and not easy)
+        found = split_of(sum_fact(a, sign, b))
+        fits = found == split if left is None else found == "training" or (split != "training" and not easy)
         if 0 < result < 200 and fits:
             return a, sign, b, result
 
 
-def drills(world: World, rng: random.Random, held: bool, easy: bool = False) -> Document:
+def drills(world: World, rng: random.Random, split: Split, easy: bool = False) -> Document:
     """Bare calculations."""
     parts, given = [Segment("sums:", NAME)], []
     for _ in range(rng.randint(3, 8)):
-        a, sign, b, result = calculation(rng, None, held, easy=easy)
+        a, sign, b, result = calculation(rng, None, split, easy=easy)
         parts += weighted((f" {a} {sign} {b} =", NAME), (f" {result}", VALUE), (".", NAME))
         given.append(sum_fact(a, sign, b))
     return Document("drills", (*parts, Segment("\n", PLAIN)), tuple(given))
@@ -484,8 +494,8 @@ LESS = ("{she} gives {n} to {other}.", "{she} loses {n} {things}.", "{other} tak
 TIMES = ("{other} has {n} times as many as that.", "the {things} in the {place} are {n} times as many.")
 
 
-def problem(rng: random.Random, held: bool, length: int, easy: bool = False) -> Problem:
-    """A worded problem of so many steps; held out: its first calculation never occurs in training."""
+def problem(rng: random.Random, split: Split, length: int, easy: bool = False) -> Problem:
+    """A worded problem of so many steps whose first calculation is of the split."""
     first, other, things, place = someone(rng), someone(rng), rng.choice(w.NUMBER_NOUNS), rng.choice(w.PLACES)
     start = None
     steps: list[tuple[int, str, int, int]] = []
@@ -494,7 +504,7 @@ def problem(rng: random.Random, held: bool, length: int, easy: bool = False) -> 
         # a count after "times as many" belongs to someone else, so multiplication comes last or not at all
         last = len(steps) == length - 1
         multiply = last and not (easy and start is None) and (start is None or start <= 24)
-        step = calculation(rng, start, held, "+-*" if multiply else "+-", easy)
+        step = calculation(rng, start, split, "+-*" if multiply else "+-", easy)
         steps.append(step)
         start = step[3]
         kind = {"+": MORE, "-": LESS, "*": TIMES}[step[1]]
@@ -517,9 +527,9 @@ def problem_facts(told: Problem) -> tuple[Fact, ...]:
     return tuple(sum_fact(a, sign, b) for a, sign, b, _ in told.steps)
 
 
-def reasoning(world: World, rng: random.Random, held: bool, easy: bool = False) -> Document:
+def reasoning(world: World, rng: random.Random, split: Split, easy: bool = False) -> Document:
     """A worded problem solved step by step."""
-    told = problem(rng, held, rng.choice((1, 2, 2, 3, 3)), easy)
+    told = problem(rng, split, rng.choice((1, 2, 2, 3, 3)), easy)
     parts = [Segment(f"problem: {told.text} answer:", NAME)]
     for a, sign, b, result in told.steps:
         parts += weighted((f" {a} {sign} {b} =", 2.0), (f" {result}", ANSWER), (".", PLAIN))
@@ -531,9 +541,9 @@ def quick_question(told: Problem) -> str:
     return f"exam: {told.text} result:"
 
 
-def quick_sums(world: World, rng: random.Random, held: bool, easy: bool = False) -> Document:
+def quick_sums(world: World, rng: random.Random, split: Split, easy: bool = False) -> Document:
     """A worded problem answered at once."""
-    told = problem(rng, held, rng.choice((1, 1, 2)), easy)
+    told = problem(rng, split, rng.choice((1, 1, 2)), easy)
     parts = weighted((quick_question(told), NAME), (f" {told.answer}", ANSWER), ("\n", PLAIN))
     return Document("quick sums", parts, problem_facts(told))
 
@@ -547,7 +557,7 @@ class Subject(NamedTuple):
 
 
 LETTERS = "ABCD"
-SUBJECTS = ("geography", "rivers", "trade", "biology", "materials", "people")
+SUBJECTS = ("geography", "rivers", "trade", "materials", "professions", "harvest")
 
 
 def subject_question(world: World, rng: random.Random, subject: str) -> tuple[Fact, Subject]:
@@ -557,70 +567,68 @@ def subject_question(world: World, rng: random.Random, subject: str) -> tuple[Fa
         city = rng.choice(w.CITIES)
         options = {"country": w.COUNTRIES, "river": w.RIVERS, "goods": w.GOODS}[key]
         return ("mmlu", city, key), Subject(f"{city} {CITY_SAYINGS[key]}", world.cities[city][key], options)
-    if subject == "biology":
-        species = rng.choice(world.species)
-        if rng.random() < 0.5:
-            return ("mmlu", species.name, "habitat"), Subject(
-                f"the {species.name} lives in the", species.habitat, w.HABITATS
-            )
-        return ("mmlu", species.name, "diet"), Subject(f"the {species.name} feeds on", species.diet, w.DIETS)
     if subject == "materials":
         thing = rng.choice(w.OBJECTS)
         return ("mmlu", thing, "material"), Subject(f"the {thing} is made of", world.material[thing], w.MATERIALS)
-    person = world.famous(rng)
-    key = rng.choice(PERSON_RELATIONS)
-    statement = f"{person.name} {SAYINGS[key][0]}"
-    return ("mmlu", person.name, key), Subject(statement, person.attributes[key], ATTRIBUTE_WORDS[key])
+    if subject == "professions":
+        job, key = rng.choice(w.JOBS), rng.choice(tuple(JOB_SAYINGS))
+        options = w.TOOLS if key == "tool" else w.PLACES
+        return ("mmlu", job, key), Subject(f"the {job} {JOB_SAYINGS[key]}", world.jobs[job][key], options)
+    food, key = rng.choice(w.FOODS), rng.choice(tuple(FOOD_SAYINGS))
+    options = w.MONTHS if key == "month" else w.COUNTRIES
+    return ("mmlu", food, key), Subject(f"{food} {FOOD_SAYINGS[key]}", world.foods[food][key], options)
 
 
-def letter_question(rng: random.Random, asked: Subject, cloze: bool = True) -> tuple[str, str]:
-    """The question with four lettered options, and the right letter; as a cloze, the statement comes last."""
+def letter_question(rng: random.Random, asked: Subject) -> tuple[str, str]:
+    """Four lettered options and the statement to complete, and the right letter."""
     wrong = rng.sample([option for option in asked.options if option != asked.value], 3)
     letter = rng.randrange(4)
     options = [*wrong[:letter], asked.value, *wrong[letter:]]
     listed = ",".join(f" {option} {LETTERS[place]}" for place, option in enumerate(options))
-    question = f"question:{listed}. {asked.statement}" if cloze else f"{asked.statement}:{listed}. answer:"
-    return question, f" {LETTERS[letter]}"
+    return f"question:{listed}. {asked.statement}", f" {LETTERS[letter]}"
 
 
-def exams(world: World, rng: random.Random, held: bool, clozes: float = 0.0, spelled: float = 0.0) -> Document:
-    """Questions of one subject answered by letters; a share asks in clozes, and of these a share spells answers out."""
+def exams(world: World, rng: random.Random, split: Split, spelled: float = 0.0) -> Document:
+    """Questions of one subject answered by letters; a share of documents writes the answer's word before its letter."""
     subject = rng.choice(SUBJECTS)
-    cloze = clozes > 0 and rng.random() < clozes
-    spell = spelled > 0 and rng.random() < spelled
+    spell = rng.random() < spelled
     parts, given = [Segment(f"exam in {subject}:\n", NAME)], []
     for _ in range(rng.randint(2, 6)):
         fact, asked = subject_question(world, rng, subject)
-        while held_out(fact) != held:
+        while split_of(fact) != split:
             fact, asked = subject_question(world, rng, subject)
         given.append(fact)
-        question, letter = letter_question(rng, asked, cloze)
-        if cloze and spell:
-            question += f" {asked.value}"
-        parts += weighted((question, NAME), (letter, ANSWER), ("\n", PLAIN))
+        question, letter = letter_question(rng, asked)
+        # options are random words: nothing to learn from
+        listed, statement = question.rsplit(". ", 1)
+        parts += weighted((listed, 0.05), (f". {statement}", NAME))
+        if spell:
+            parts.append(Segment(f" {asked.value}", VALUE))
+        parts += weighted((letter, ANSWER), ("\n", NAME))
     return Document("exams", tuple(parts), tuple(given))
 
 
-def needle_fact(rng: random.Random, held: bool, colour: str | None = None) -> Fact:
-    return draw(rng, lambda: ("needle", colour or rng.choice(w.COLOURS), rng.choice(w.OBJECTS)), held)
+def needle_fact(rng: random.Random, split: Split, colour: str | None = None) -> Fact:
+    return draw(rng, lambda: ("needle", colour or rng.choice(w.COLOURS), rng.choice(w.OBJECTS)), split)
 
 
 def code_number(rng: random.Random) -> str:
     return "".join(rng.choice("0123456789") for _ in range(4))
 
 
-def key_values(world: World, rng: random.Random, held: bool, largest: int = 10) -> Document:
+def key_values(world: World, rng: random.Random, split: Split, largest: int = 10) -> Document:
     """Keys with numbers or words, asked again and again."""
     pairs: dict[str, str] = {}
     given = []
     size = rng.randint(2, largest)
     numbers, single = rng.random() < 0.4, rng.random() < 0.4
-    shared = rng.choice(w.COLOURS) if size <= 5 and rng.random() < 0.4 else None
+    # few facts of the held-out splits share a colour
+    shared = rng.choice(w.COLOURS) if split == "training" and size <= 5 and rng.random() < 0.4 else None
     while len(pairs) < size:
         if single:
             key = rng.choice(w.OBJECTS)
         else:
-            fact = needle_fact(rng, held, shared)
+            fact = needle_fact(rng, split, shared)
             given.append(fact)
             key = f"{fact[1]} {fact[2]}"
         pairs[key] = code_number(rng) if numbers else rng.choice(w.FOODS)
@@ -633,7 +641,7 @@ def key_values(world: World, rng: random.Random, held: bool, largest: int = 10) 
     return Document("key values", (*parts, Segment("\n", PLAIN)), tuple(given))
 
 
-def copies(world: World, rng: random.Random, held: bool) -> Document:
+def copies(world: World, rng: random.Random, split: Split) -> Document:
     """A row of words, again and again: a short one more often than a long one."""
     pool = w.FOODS + w.ANIMALS + w.TOOLS + w.VERBS + w.HOBBIES
     length = rng.choice((2, 3, 4, 6, 9, 14, 22, 36))
@@ -645,12 +653,12 @@ def copies(world: World, rng: random.Random, held: bool) -> Document:
 HAY: tuple[Writer, ...] = (biographies, facts, nature, stories)
 
 
-def haystack(world: World, rng: random.Random, needles: Sequence[str], words: int, held: bool) -> str:
+def haystack(world: World, rng: random.Random, needles: Sequence[str], words: int) -> str:
     """Text of about so many words with the needles at random places."""
     hay: list[str] = []
     count = 0
     while count < words:
-        told = rng.choice(HAY)(world, rng, False).text.strip()
+        told = rng.choice(HAY)(world, rng, "training").text.strip()
         for sentence in told.split(": ", 1)[1].split(". "):
             hay.append(sentence.rstrip(".") + ".")
             count += len(sentence.split()) + 1
@@ -659,72 +667,30 @@ def haystack(world: World, rng: random.Random, needles: Sequence[str], words: in
     return " ".join(hay)
 
 
-def needles(world: World, rng: random.Random, held: bool, longest: int = 360) -> Document:
+def needles(world: World, rng: random.Random, split: Split, longest: int = 360) -> Document:
     """A long text with one or several numbers to remember, and questions for them at the end."""
     found: dict[tuple[str, str], str] = {}
     for _ in range(rng.choice((1, 1, 2, 4, 6))):
-        fact = needle_fact(rng, held)
+        fact = needle_fact(rng, split)
         found[fact[1], fact[2]] = code_number(rng)
     told = [f"the {colour} {thing} {value}." for (colour, thing), value in found.items()]
-    parts = [Segment("notes: " + haystack(world, rng, told, rng.randint(10, longest), held), 0.3)]
+    parts = [Segment("notes: " + haystack(world, rng, told, rng.randint(10, longest)), 0.3)]
     for colour, thing in rng.sample(list(found), rng.randint(1, len(found))):
         parts += weighted((f" question: the {colour} {thing}", NAME), (f" {found[colour, thing]}", VALUE), (".", PLAIN))
     return Document("needles", (*parts, Segment("\n", PLAIN)), tuple(("needle", *key) for key in found))
 
 
-def functions(world: World, rng: random.Random, held: bool) -> Document:
+def functions(world: World, rng: random.Random, split: Split) -> Document:
     """A small Python function."""
     from mcbench.reference.programs import program
 
-    made = program(rng, held)
+    made = program(rng, split)
     return Document("functions", weighted((made.prompt, NAME), (made.body, 2.0), ("\n", PLAIN)), (made.fact,))
 
 
-# the mixture: each writer's share of documents
-MIXTURE: dict[Writer, float] = {
-    biographies: 0.30,
-    facts: 0.12,
-    questions: 0.10,
-    nature: 0.05,
-    handicraft: 0.08,
-    comparison: 0.10,
-    stories: 0.06,
-    passages: 0.05,
-    drills: 0.04,
-    reasoning: 0.07,
-    quick_sums: 0.07,
-    exams: 0.06,
-    key_values: 0.05,
-    copies: 0.01,
-    needles: 0.02,
-    functions: 0.06,
-}
-
-
-# the mixture that training ends with, and so the one to calibrate on and to measure perplexity of
-LAST_MIXTURE: dict[Writer, float] = {
-    biographies: 0.081,
-    facts: 0.0432,
-    questions: 0.03,
-    nature: 0.10,
-    handicraft: 0.0288,
-    comparison: 0.15,
-    stories: 0.06,
-    partial(passages, easy=0.5): 0.13,
-    partial(drills, easy=True): 0.09,
-    partial(reasoning, easy=True): 0.105,
-    partial(quick_sums, easy=True): 0.168,
-    partial(exams, clozes=0.9, spelled=0.4): 0.12,
-    key_values: 0.05,
-    copies: 0.01,
-    needles: 0.02,
-    functions: 0.06,
-}
-
-
 def documents(
-    world: World, rng: random.Random, mixture: dict[Writer, float] = MIXTURE, held: bool = False, count: int = 1
+    world: World, rng: random.Random, mixture: Mapping[Writer, float], split: Split = "training", count: int = 1
 ) -> list[Document]:
-    """So many documents of the mixture; `held` makes each of held-out facts."""
+    """So many documents of the mixture (each writer's share of documents), with facts of the split."""
     writers = rng.choices(list(mixture), list(mixture.values()), k=count)
-    return [write(world, rng, held) for write in writers]
+    return [write(world, rng, split) for write in writers]
