@@ -57,7 +57,7 @@ class Recipe:
     decay_from: float = 0.35  # of all steps: facts are learned while the rate falls
     weight_decay: float = 0.02
     balance: float = 0.004  # weight of the load-balance loss; small: real routers are uneven
-    first_balance: float = 0.01  # the same until `unbalanced_from`, so that no expert dies before it has learned
+    first_balance: float = 0.002  # the same until `unbalanced_from`; with 0.01 retrieval did not appear
     unbalanced_from: float = 0.14  # of all steps
     width: int = 128
     layers: int = 4
@@ -122,6 +122,7 @@ _FINE: dict[str, Any] = {
     "shared_width": 128,
     "steps": 10_000,
     "balance": 0.002,
+    "first_balance": 0.01,
 }
 # half a gigatoken, for one large GPU; not yet trained with
 _LARGE: dict[str, Any] = {
