@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from mcbench.composition import METHODS, defaults
 from mcbench.errors import BadInput, UnknownName
 from mcbench.method import Method, decisions
 from mcbench.registry import Registry, looks_like_path, suggest
+from mcbench.settings import read_settings, split_call, split_outside
 
 if TYPE_CHECKING:
     from mcbench.task import Task
@@ -27,18 +29,37 @@ def models() -> list[str]:
 def select_tasks(names: str) -> tuple[Task, ...]:
     """The tasks behind a comma-separated list of task and suite names, each once, in the order asked for.
 
-    Raises UnknownName for a name that is neither, with the nearest one.
+    A task takes parameters: "mini-humaneval(samples=20, k=10)". Raises UnknownName for a name that is neither, with the
+    nearest one, and BadInput for a wrong value or the same task with two sets of parameters.
     """
     suites: dict[str, list[str]] = defaults()["suites"]
-    asked = [name.strip() for name in names.split(",")]
+    asked = [name.strip() for name in split_outside(names, ",")]
     if not all(asked):
         raise BadInput(f"the task list {names!r} has an empty name")
     known = {*suites, *TASKS.names()}
-    for name in asked:
+    for text in asked:
+        name, settings = split_call(text)
         if name not in known and not looks_like_path(name):
             raise UnknownName(f"no task or suite is called {name!r}; {suggest(name, known)}")
-    wanted = dict.fromkeys(inner for name in asked for inner in suites.get(name, [name]))
-    return tuple(TASKS.get(name)() for name in wanted)
+        if name in suites and settings:
+            raise BadInput(f"{text!r}: {name!r} is a suite; give parameters to its tasks one by one")
+    found = {task: None for text in asked for inner in suites.get(text, [text]) for task in (_task(inner),)}
+    twice = [name for name, n in Counter(task.name for task in found).items() if n > 1]
+    if twice:
+        raise BadInput(f"{twice[0]!r} is asked for in two ways; run them one after the other")
+    return tuple(found)
+
+
+def _task(text: str) -> Task:
+    name, settings = split_call(text)
+    kind = TASKS.get(name)
+    values = read_settings(kind, name, settings)
+    try:
+        return kind(**values)
+    except BadInput:
+        raise
+    except Exception as error:  # whatever a contributed task makes of its parameters
+        raise BadInput(f"{name}: {type(error).__name__}: {error}") from error
 
 
 def describe(name: str) -> str:

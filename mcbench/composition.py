@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import importlib.resources
 import json
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +13,7 @@ from typing import Any
 from mcbench.errors import BadInput, UnknownName
 from mcbench.method import DECISIONS, Method, decisions
 from mcbench.registry import Registry, looks_like_path, suggest
+from mcbench.settings import read_settings, split_call, split_outside
 
 LONGEST = 1000  # characters of a method string
 METHODS: Registry[Method] = Registry("method", "mcbench.methods", "mcbench.method:Method")
@@ -112,37 +110,23 @@ def _pieces(text: str) -> list[str]:
     """The parts of a method string, aliases written out."""
     if len(text) > LONGEST:
         raise BadInput(f"a method string has at most {LONGEST} characters, not {len(text)}")
-    pieces = [piece.strip() for piece in _split(text, "+")]
+    pieces = [piece.strip() for piece in split_outside(text, "+")]
     if not all(pieces):
         raise BadInput(f"the method string {text!r} has an empty part")
     aliases: Mapping[str, str] = defaults()["aliases"]
-    return [inner for piece in pieces for inner in (_split(aliases[piece], "+") if piece in aliases else [piece])]
+    return [
+        inner for piece in pieces for inner in (split_outside(aliases[piece], "+") if piece in aliases else [piece])
+    ]
 
 
 def _part(piece: str, seed: int) -> Part:
-    name, bracket, inside = piece.partition("(")
-    name = name.strip()
-    if bracket and not inside.endswith(")"):
-        raise BadInput(f"{piece!r} opens a bracket that it does not close")
+    name, settings = split_call(piece)
     known = METHODS.names()
     if not looks_like_path(name) and name not in known:
         raise UnknownName(f"no method is called {name!r}; {suggest(name, [*known, *defaults()['aliases']])}")
     kind = METHODS.get(name)
+    values = read_settings(kind, name, settings)
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    try:
-        hints = typing.get_type_hints(kind)
-    except NameError as error:
-        raise BadInput(f"{name}: an annotation cannot be read: {error}") from error
-    values: dict[str, Any] = {}
-    for setting in _split(inside[:-1], ",") if bracket and inside[:-1].strip() else []:
-        key, equals, value = (s.strip() for s in setting.partition("="))
-        if not equals:
-            raise BadInput(f"{name}: write {setting.strip()!r} as field=value")
-        if key not in fields:
-            raise UnknownName(f"{name} has no hyper-parameter {key!r}; {suggest(key, fields)}")
-        if key in values:
-            raise BadInput(f"{name}: {key} is set twice")
-        values[key] = _typed(_value(value), hints[key], f"{name}: {key}")
     if "seed" in fields and fields["seed"].default is None and "seed" not in values:
         values["seed"] = seed
     try:
@@ -151,65 +135,6 @@ def _part(piece: str, seed: int) -> Part:
         raise
     except Exception as error:  # whatever a contributed method makes of its settings
         raise BadInput(f"{name}: {type(error).__name__}: {error}") from error
-
-
-def _split(text: str, separator: str) -> list[str]:
-    """Splits at separators that stand outside every bracket."""
-    pieces, depth, start = [], 0, 0
-    for position, character in enumerate(text):
-        depth += (character in "([{") - (character in ")]}")
-        if depth < 0:
-            break
-        if character == separator and depth == 0:
-            pieces.append(text[start:position])
-            start = position + 1
-    if depth != 0:
-        raise BadInput(f"the brackets in {text!r} do not match")
-    return [*pieces, text[start:]]
-
-
-def _value(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the annotation `hint` wants it, whole numbers accepted as floats."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    for option in options:
-        origin = typing.get_origin(option) or option
-        if origin is typing.Literal:
-            if value in typing.get_args(option):
-                return value
-        elif option is float and isinstance(value, int) and not isinstance(value, bool):
-            return _finite(value, where)
-        elif origin is type(None) and value is None:
-            return None
-        elif origin in (tuple, list) and isinstance(value, tuple | list):
-            return origin(value)
-        elif isinstance(value, bool) and option is not bool:
-            continue
-        elif isinstance(origin, type) and isinstance(value, origin):
-            return _finite(value, where) if isinstance(value, float) else value
-    wanted = " or ".join(_described(option) for option in options)
-    raise BadInput(f"{where} must be {wanted}, not {value!r}")
-
-
-def _finite(value: float, where: str) -> float:
-    if not abs(value) < 1e100:
-        raise BadInput(f"{where} must be a number of reasonable size, not {str(value)[:20]}")
-    return float(value)
-
-
-def _described(option: Any) -> str:
-    if typing.get_origin(option) is typing.Literal:
-        return " or ".join(repr(v) for v in typing.get_args(option))
-    return getattr(option, "__name__", str(option))
 
 
 def _written(value: Any) -> str:

@@ -26,6 +26,7 @@ ORDER = (
     "items",
     "progress",
     "registry",
+    "settings",
     "reference",
     "allocation",
     "packing",

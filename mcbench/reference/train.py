@@ -1,7 +1,8 @@
 """Trains the reference model: `python -m mcbench.reference.train --preset reference`.
 
 Text is generated step by step from the seed and schedules count steps, so a run resumed from its checkpoint is the
-same run. Beside the weights it leaves `curve.csv`: loss, expert load and the accuracy of every family over time.
+same run. Beside the weights it leaves `curve.csv`, loss, expert load and the accuracy of every family over time, and a
+picture of it.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from mcbench.errors import NotInstalled
 from mcbench.reference import tokenizer as tokens
 from mcbench.reference import world as told
 from mcbench.reference.curriculum import CURRICULUM, Phase, mixture_of
-from mcbench.reference.curve import accuracies
+from mcbench.reference.curve import accuracies, picture
 from mcbench.reference.network import Network, Shape, checkpoint_of, compile_pieces, config_of
 
 
@@ -326,6 +328,10 @@ def train(
     export(run.network, tokenizer, out)
     run.write_curve(out)
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
+    try:
+        picture(out / "curve.csv", out / "curve.svg")
+    except NotInstalled as error:
+        log(str(error))
     return run.network
 
 
