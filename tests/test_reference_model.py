@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoTokenizer, MixtralForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralForCausalLM, Qwen2MoeForCausalLM
 
-from mcbench.reference import calibration_text, chance, folder, items
+from mcbench.model import load_model
+from mcbench.reference import calibration_text, chance, folder, items, model_names
 from mcbench.reference import tokenizer as tokens
 from mcbench.reference.curve import accuracies
 from mcbench.reference.families import FAMILIES, reference_world
@@ -156,36 +161,58 @@ def test_a_network_that_knows_nothing_scores_about_chance(tokenizer: Tokenizer) 
 
 # the shipped weights
 
+SHIPPED = pytest.mark.parametrize("name", model_names())
 
-def test_the_shipped_model_loads_and_knows_more_than_chance() -> None:
-    model = MixtralForCausalLM.from_pretrained(folder(), dtype=torch.float32)
-    shipped = Tokenizer.from_file(str(folder() / "tokenizer.json"))
+
+def load(name: str) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder(name), dtype=torch.float32)
+
+
+@SHIPPED
+def test_a_shipped_model_loads_into_the_class_of_its_kind_and_knows_more_than_chance(name: str) -> None:
+    model = load(name)
+    assert type(model) is {"reference": MixtralForCausalLM, "reference-fine": Qwen2MoeForCausalLM}[name]
+    shipped = Tokenizer.from_file(str(folder(name) / "tokenizer.json"))
     found = accuracies(lambda ids: model(ids).logits, shipped, reference_world(), count=30)
     assert sum(found[family] > chance(family) + 0.15 for family in found if family in FAMILIES) >= 7, found
 
 
-def test_the_shipped_folder_is_small_and_complete() -> None:
-    names = {path.name for path in folder().iterdir()}
-    assert {
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "README.md",
-        "curve.csv",
-    } <= names
-    assert sum(path.stat().st_size for path in folder().iterdir()) < 12_000_000
+@SHIPPED
+def test_a_shipped_folder_is_small_and_complete(name: str) -> None:
+    where = folder(name)
+    wanted = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
+    assert wanted | {"recipe.json", "curve.csv", "curve.svg"} <= {path.name for path in where.iterdir()}
+    assert sum(path.stat().st_size for path in where.iterdir()) < 12_000_000
+    assert (where / "tokenizer.json").read_bytes() == (folder() / "tokenizer.json").read_bytes()
 
 
-def test_no_expert_of_the_shipped_model_is_dead_and_load_is_uneven(tokenizer: Tokenizer) -> None:
-    model = MixtralForCausalLM.from_pretrained(folder(), dtype=torch.float32)
-    encoded = tokenizer.encode("<s>" + "<s>".join(calibration_text(80))).ids[:4096]
+@SHIPPED
+def test_the_recipe_of_a_shipped_model_is_the_one_that_training_would_follow(name: str) -> None:
+    recipe = json.loads((folder(name) / "recipe.json").read_text())
+    assert recipe == json.loads(json.dumps(asdict(PRESETS[name])))
+    rows = list(csv.DictReader((folder(name) / "curve.csv").read_text().splitlines()))
+    assert int(rows[-1]["step"]) == recipe["steps"]
+    assert max(PRESETS[name].length(step) for step in range(recipe["steps"])) == 4096
+
+
+@SHIPPED
+def test_no_expert_of_a_shipped_model_is_dead_and_load_is_uneven(name: str, tokenizer: Tokenizer) -> None:
+    model = load(name)
+    encoded = tokenizer.encode("<s>" + "<s>".join(calibration_text(400))).ids[:16384]
     with torch.no_grad():
         logits = model(torch.tensor(encoded).view(-1, 512), output_router_logits=True).router_logits
+    experts, chosen = logits[0].shape[-1], model.config.num_experts_per_tok
     for layer in logits:
-        share = torch.bincount(layer.topk(2, -1).indices.flatten(), minlength=8) / layer.shape[0] / 2
-        assert share.min() > 0.002
-        assert share.max() > 0.15
+        share = torch.bincount(layer.topk(chosen, -1).indices.flatten(), minlength=experts) / layer.shape[0] / chosen
+        assert share.min() > 0.02 / experts
+        assert share.max() > 1.2 / experts
+
+
+@SHIPPED
+def test_attention_is_a_small_part_of_the_weights_that_the_label_counts(name: str) -> None:
+    count = load_model(name).weight_count()
+    share = count.attention / (count.routed + count.shared + count.attention)
+    assert share <= (0.035 if name == "reference" else 0.05)
 
 
 def test_export_writes_bf16(tmp_path: Path, tokenizer: Tokenizer) -> None:
