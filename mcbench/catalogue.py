@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mcbench.composition import METHODS, defaults
+from mcbench.composition import METHODS, defaults, make, named, split
 from mcbench.errors import BadInput, UnknownName
 from mcbench.method import Method, decisions
 from mcbench.registry import Registry, looks_like_path, suggest
@@ -25,20 +26,29 @@ def models() -> list[str]:
 
 
 def select_tasks(names: str) -> tuple[Task, ...]:
-    """The tasks behind a comma-separated list of task and suite names, each once, in the order asked for.
+    """The tasks behind a comma-separated list of tasks and suites, each once, in the order asked for.
 
-    Raises UnknownName for a name that is neither, with the nearest one.
+    A task may set its parameters, as in `wikitext2(window=1024)`. Raises UnknownName for a name that is neither, with
+    the nearest one, and BadInput for a parameter that cannot be.
     """
     suites: dict[str, list[str]] = defaults()["suites"]
-    asked = [name.strip() for name in names.split(",")]
+    asked = [piece.strip() for piece in split(names, ",")]
     if not all(asked):
         raise BadInput(f"the task list {names!r} has an empty name")
     known = {*suites, *TASKS.names()}
-    for name in asked:
+    for piece in asked:
+        name = piece.partition("(")[0].strip()
         if name not in known and not looks_like_path(name):
             raise UnknownName(f"no task or suite is called {name!r}; {suggest(name, known)}")
-    wanted = dict.fromkeys(inner for name in asked for inner in suites.get(name, [name]))
-    return tuple(TASKS.get(name)() for name in wanted)
+    wanted = dict.fromkeys(inner for piece in asked for inner in suites.get(piece, [piece]))
+    return tuple(task_with(*named(piece)) for piece in wanted)
+
+
+def task_with(name: str, settings: Mapping[str, Any]) -> Task:
+    """A task with some of its parameters set; UnknownName and BadInput as `select_tasks`."""
+    if name in defaults()["suites"]:
+        raise BadInput(f"{name!r} is a suite and takes no parameters; name its tasks")
+    return make(TASKS.get(name), name, settings)
 
 
 def describe(name: str) -> str:
