@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcbench.composition import METHODS, defaults, make, named, split
+from mcbench.datasets import Found, only_from
 from mcbench.errors import BadInput, UnknownName
 from mcbench.method import Method, decisions
 from mcbench.registry import Registry, looks_like_path, suggest
@@ -49,6 +52,22 @@ def task_with(name: str, settings: Mapping[str, Any]) -> Task:
     if name in defaults()["suites"]:
         raise BadInput(f"{name!r} is a suite and takes no parameters; name its tasks")
     return make(TASKS.get(name), name, settings)
+
+
+def served(folder: Path) -> list[tuple[str, tuple[Found, ...]]]:
+    """Every task that asks a published set, with what the folder has of it; the last look says why one cannot run.
+
+    Raises BadInput where there is no such folder.
+    """
+    found = []
+    for name in TASKS.names():
+        if TASKS.get(name).counterpart:  # a miniature, whose data comes with the package
+            continue
+        with only_from(folder) as looks, contextlib.suppress(BadInput):
+            assert TASKS.get(name)().protocol
+        if looks:
+            found.append((name, tuple(dict.fromkeys(looks))))
+    return found
 
 
 def describe(name: str) -> str:
