@@ -602,6 +602,65 @@ def _essays(paths: Sequence[Path]) -> Iterator[Row]:
         yield {"title": path.name.split(".")[0], "text": _text(path)}
 
 
+# LongBench's English and code sets with their sizes
+_LONGBENCH = {
+    **dict.fromkeys(("narrativeqa", "qasper", "hotpotqa", "2wikimqa", "musique", "gov_report", "qmsum"), 200),
+    **dict.fromkeys(("multi_news", "trec", "triviaqa", "samsum", "passage_count", "passage_retrieval_en"), 200),
+    "multifieldqa_en": 150,
+    "lcc": 500,
+    "repobench-p": 500,
+}
+
+
+def _longbench(paths: Sequence[Path]) -> Iterator[Row]:
+    """The original lines; lm-eval's definition of each set makes the prompt of them. Other sets are passed over."""
+    for path in paths:
+        name = path.name.split(".")[0]
+        if name not in _LONGBENCH:
+            continue
+        template = _longbench_template(name)
+        for at, row in enumerate(_json_lines([path]), start=1):
+            if not all(isinstance(row.get(key), str) for key in ("input", "context")):
+                raise _Misfit(f"{path.name} row {at} has no columns 'input' and 'context' of text")
+            filled = {"{{context}}": row["context"], "{{question}}": row["input"]}
+            prompt = re.sub("{{(context|question)}}", lambda hit: filled[hit.group()], template)  # noqa: B023 - at once
+            yield {**row, "dataset": name, "prompt": prompt, "all_classes": row.get("all_classes") or []}
+
+
+def _longbench_template(name: str) -> str:
+    """The prompt of a set, with {{context}} and {{question}} to be filled in."""
+    import yaml
+
+    spec = importlib.util.find_spec("lm_eval")
+    if spec is None or not spec.submodule_search_locations:
+        raise _Misfit("the prompts of LongBench's own files come with lm-eval, which is not installed")
+    path = Path(next(iter(spec.submodule_search_locations))) / "tasks" / "longbench" / f"{name}.yaml"
+    text = "".join(
+        line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if "!function" not in line
+    )
+    return str(yaml.safe_load(text)["doc_to_text"])
+
+
+def _mini_longbench(paths: Sequence[Path]) -> Iterator[Row]:
+    """MiniLongBench's results: prompts filled in, with their answers; the predictions are not read."""
+    for path in paths:
+        found = _json(_text(path), path.name)
+        name = path.name.split(".")[0].removeprefix("MiniLongBench_")
+        if not isinstance(found, dict) or name not in _LONGBENCH:
+            raise _Misfit(f"{path.name} is no object of samples of a set that is known")
+        for key, sample in found.items():
+            row = _object(sample, f"{path.name} sample {key}")
+            gold = row.get("gold")
+            if not isinstance(gold, dict):
+                gold = {"answers": gold}
+            yield {
+                "dataset": name,
+                "prompt": row.get("origin_prompt"),
+                "answers": gold.get("answers"),
+                "all_classes": gold.get("all_classes", []),
+            }
+
+
 def _arc_set(short: str, test: int, validation: int) -> DataSet:
     def form(split: str) -> Form:
         return Form((f"arc/{short}-{split}.jsonl",), _arc)
@@ -769,5 +828,18 @@ SETS: dict[str, DataSet] = {
                 Form(("PaulGrahamEssays/*.txt",), _essays),
             )
         },
+    ),
+    "longbench": DataSet(
+        {"dataset": "a text", "prompt": "a text", "answers": _TEXTS, "all_classes": _TEXTS},
+        {"test": sum(_LONGBENCH.values())},
+        None,
+        {
+            "test": (
+                Form(("longbench/data/*.jsonl",), _longbench, sample=True),
+                Form(("LongBench/data/*.jsonl",), _longbench, sample=True),
+                Form(("longbench/MiniLongBench_*.json",), _mini_longbench, sample=True),
+            )
+        },
+        lambda row: len(row["answers"]) > 0,
     ),
 }

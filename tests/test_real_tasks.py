@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import math
 import random
@@ -334,6 +335,71 @@ def test_needles_are_the_same_every_time_and_others_for_another_seed() -> None:
     random.seed(1)
     with data_folder(SHARED):
         assert task("niah(depths=2, repeats=1)").items() == task("niah(depths=2, repeats=1, seed=0)").items()
+
+
+# -- LongBench
+
+
+@shared
+def test_the_rules_of_longbench_give_the_scores_of_the_package_that_it_uses() -> None:
+    """ROUGE-L of real predictions against the package `rouge`."""
+    rouge = pytest.importorskip("rouge").Rouge()
+    rules, compared = longbench().RULES, 0
+    for name in ("qmsum", "samsum", "multi_news"):
+        for sample in predictions(name):
+            for answer in sample["gold"]:
+                expected = rouge.get_scores([sample["prediction"].strip()], [answer], avg=True)["rouge-l"]["f"]
+                assert rules[name].score(sample["prediction"], answer, []) == pytest.approx(expected, abs=1e-12)
+                compared += 1
+    assert compared >= 30
+
+
+@shared
+def test_the_lengths_and_stops_of_longbench_are_those_of_lm_eval() -> None:
+    import yaml
+
+    spec = importlib.util.find_spec("lm_eval")
+    if spec is None or spec.origin is None:
+        pytest.skip("lm-eval is not installed")
+    for name, rule in longbench().RULES.items():
+        text = (Path(spec.origin).parent / "tasks" / "longbench" / f"{name}.yaml").read_text()
+        settings = yaml.safe_load(re.sub("!function", "", text))["generation_kwargs"]
+        assert (settings["max_gen_toks"], tuple(settings["until"])) == (rule.max_new_tokens, rule.stop), name
+
+
+def test_each_rule_of_longbench_by_example() -> None:
+    rules = longbench().RULES
+    words = rules["hotpotqa"].score
+    assert words("The answer: Bob Dylan.", "bob dylan", []) == pytest.approx(2 * 2 / (3 + 2))
+    assert words("", "x", []) == words("!?", "x", []) == 0
+    number = rules["passage_retrieval_en"].score
+    assert number("Paragraph 7", "Paragraph 7", []) == 1 and number("7, 8 and 9", "Paragraph 7", []) == 1 / 3
+    assert rules["passage_count"].score("none", "7", []) == 0
+    named, classes = rules["trec"].score, ["Date", "Food", "Food and drink"]
+    assert named("Food", "Food", classes) == 1 and named("Date or Food", "Food", classes) == 0.5
+    assert named("Food and drink", "Food and drink", classes) == 1  # "Food" is a part of the right name
+    line = rules["lcc"].score
+    assert line("# a comment\n\n    return x\n", "    return x", []) == 1 and line("", "x", []) == 0
+    assert rules["samsum"].score("", "a. b.", []) == 0 and rules["samsum"].score("a b", "a b.", []) == pytest.approx(1)
+
+
+@shared
+def test_longbench_runs_and_counts_what_the_window_cuts() -> None:
+    with data_folder(SHARED):
+        scores = task("longbench").evaluate(language_model(2048), limit=2)
+        assert len(task("longbench").items()) == 187
+    assert scores.n == 2 == scores.truncated and scores.metric == "score" and set(scores.groups) == {"2wikimqa"}
+    assert scores.details["data"]["test"]["official"] == 3750
+
+
+def longbench() -> Any:
+    return importlib.import_module(type(task("longbench")).__module__)
+
+
+def predictions(name: str) -> list[dict[str, Any]]:
+    """Answers of a real model."""
+    content = gzip.decompress((SHARED / "longbench" / f"MiniLongBench_{name}.json.gz").read_bytes())
+    return list(json.loads(content).values())
 
 
 # -- at the shell
