@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcbench.composition import METHODS, defaults
+from mcbench.composition import METHODS, defaults, make, named, split
+from mcbench.datasets import Found, look
 from mcbench.errors import BadInput, UnknownName
 from mcbench.method import Method, decisions
 from mcbench.registry import Registry, looks_like_path, suggest
-from mcbench.settings import read_settings, split_call, split_outside
 
 if TYPE_CHECKING:
     from mcbench.task import Task
@@ -27,39 +30,42 @@ def models() -> list[str]:
 
 
 def select_tasks(names: str) -> tuple[Task, ...]:
-    """The tasks behind a comma-separated list of task and suite names, each once, in the order asked for.
+    """The tasks behind a comma-separated list of tasks and suites, each once, in the order asked for.
 
-    A task takes parameters: "mini-humaneval(samples=20, k=10)". Raises UnknownName for a name that is neither, with the
-    nearest one, and BadInput for a wrong value or the same task with two sets of parameters.
+    A task may set its parameters, as in `wikitext2(window=1024)`. Raises UnknownName for a name that is neither, with
+    the nearest one, and BadInput for a parameter that cannot be and for the same task with two sets of parameters.
     """
     suites: dict[str, list[str]] = defaults()["suites"]
-    asked = [name.strip() for name in split_outside(names, ",")]
+    asked = [piece.strip() for piece in split(names, ",")]
     if not all(asked):
         raise BadInput(f"the task list {names!r} has an empty name")
     known = {*suites, *TASKS.names()}
-    for text in asked:
-        name, settings = split_call(text)
+    for piece in asked:
+        name = piece.partition("(")[0].strip()
         if name not in known and not looks_like_path(name):
             raise UnknownName(f"no task or suite is called {name!r}; {suggest(name, known)}")
-        if name in suites and settings:
-            raise BadInput(f"{text!r}: {name!r} is a suite; give parameters to its tasks one by one")
-    found = {task: None for text in asked for inner in suites.get(text, [text]) for task in (_task(inner),)}
+    found = {task_with(*named(inner)): None for piece in asked for inner in suites.get(piece, [piece])}
     twice = [name for name, n in Counter(task.name for task in found).items() if n > 1]
     if twice:
         raise BadInput(f"{twice[0]!r} is asked for in two ways; run them one after the other")
     return tuple(found)
 
 
-def _task(text: str) -> Task:
-    name, settings = split_call(text)
-    kind = TASKS.get(name)
-    values = read_settings(kind, name, settings)
-    try:
-        return kind(**values)
-    except BadInput:
-        raise
-    except Exception as error:  # whatever a contributed task makes of its parameters
-        raise BadInput(f"{name}: {type(error).__name__}: {error}") from error
+def task_with(name: str, settings: Mapping[str, Any]) -> Task:
+    """A task with some of its parameters set; UnknownName and BadInput as `select_tasks`."""
+    if name in defaults()["suites"]:
+        raise BadInput(f"{name!r} is a suite and takes no parameters; name its tasks")
+    return make(TASKS.get(name), name, settings)
+
+
+def served(folder: Path) -> list[tuple[str, tuple[Found, ...]]]:
+    """Every task that asks published sets, with what the folder alone has of each of them.
+
+    Raises BadInput where there is no such folder.
+    """
+    looked = functools.cache(look)  # several tasks ask the same split
+    asked = [(name, TASKS.get(name)().sets()) for name in TASKS.names()]
+    return [(name, tuple(looked(*one, folder) for one in sets)) for name, sets in asked if sets]
 
 
 def describe(name: str) -> str:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib.resources
 import json
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from mcbench.errors import BadInput, UnknownName
 from mcbench.method import DECISIONS, Method, decisions
 from mcbench.registry import Registry, looks_like_path, suggest
-from mcbench.settings import read_settings, split_call, split_outside
 
 LONGEST = 1000  # characters of a method string
+T = TypeVar("T")
+
 METHODS: Registry[Method] = Registry("method", "mcbench.methods", "mcbench.method:Method")
 
 
@@ -110,31 +114,120 @@ def _pieces(text: str) -> list[str]:
     """The parts of a method string, aliases written out."""
     if len(text) > LONGEST:
         raise BadInput(f"a method string has at most {LONGEST} characters, not {len(text)}")
-    pieces = [piece.strip() for piece in split_outside(text, "+")]
+    pieces = [piece.strip() for piece in split(text, "+")]
     if not all(pieces):
         raise BadInput(f"the method string {text!r} has an empty part")
     aliases: Mapping[str, str] = defaults()["aliases"]
-    return [
-        inner for piece in pieces for inner in (split_outside(aliases[piece], "+") if piece in aliases else [piece])
-    ]
+    return [inner for piece in pieces for inner in (split(aliases[piece], "+") if piece in aliases else [piece])]
 
 
 def _part(piece: str, seed: int) -> Part:
-    name, settings = split_call(piece)
+    name, _, _ = piece.partition("(")
     known = METHODS.names()
-    if not looks_like_path(name) and name not in known:
-        raise UnknownName(f"no method is called {name!r}; {suggest(name, [*known, *defaults()['aliases']])}")
+    if not looks_like_path(name.strip()) and name.strip() not in known:
+        raise UnknownName(f"no method is called {name.strip()!r}; {suggest(name, [*known, *defaults()['aliases']])}")
+    name, settings = named(piece)
     kind = METHODS.get(name)
-    values = read_settings(kind, name, settings)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    if "seed" in fields and fields["seed"].default is None and "seed" not in values:
-        values["seed"] = seed
+    default = {f.name: f.default for f in dataclasses.fields(kind)}.get("seed", dataclasses.MISSING)
+    return Part(name, make(kind, name, {"seed": seed, **settings} if default is None else settings))
+
+
+def named(text: str) -> tuple[str, dict[str, Any]]:
+    """The name and the settings in `name(field=value, ...)`; BadInput where it is written in another way."""
+    name, bracket, inside = text.partition("(")
+    name = name.strip()
+    if bracket and not inside.endswith(")"):
+        raise BadInput(f"{text!r} opens a bracket that it does not close")
+    settings: dict[str, Any] = {}
+    for setting in split(inside[:-1], ",") if bracket and inside[:-1].strip() else []:
+        key, equals, value = (s.strip() for s in setting.partition("="))
+        if not equals:
+            raise BadInput(f"{name}: write {setting.strip()!r} as field=value")
+        if key in settings:
+            raise BadInput(f"{name}: {key} is set twice")
+        settings[key] = _value(value)
+    return name, settings
+
+
+def make(kind: type[T], name: str, settings: Mapping[str, Any]) -> T:
+    """A contribution with some of its fields set.
+
+    Raises UnknownName for a field that it does not have, BadInput for a value that is not what the field wants.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     try:
-        return Part(name, kind(**values))
+        hints = typing.get_type_hints(kind)
+    except NameError as error:
+        raise BadInput(f"{name}: an annotation cannot be read: {error}") from error
+    for key in settings:
+        if key not in fields:
+            raise UnknownName(f"{name} has no hyper-parameter {key!r}; {suggest(key, fields)}")
+    values = {key: _typed(value, hints[key], f"{name}: {key}") for key, value in settings.items()}
+    try:
+        return kind(**values)
     except BadInput:
         raise
-    except Exception as error:  # whatever a contributed method makes of its settings
+    except Exception as error:  # whatever a contribution makes of its settings
         raise BadInput(f"{name}: {type(error).__name__}: {error}") from error
+
+
+def split(text: str, separator: str) -> list[str]:
+    """Splits at separators that stand outside every bracket."""
+    pieces, depth, start = [], 0, 0
+    for position, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth < 0:
+            break
+        if character == separator and depth == 0:
+            pieces.append(text[start:position])
+            start = position + 1
+    if depth != 0:
+        raise BadInput(f"the brackets in {text!r} do not match")
+    return [*pieces, text[start:]]
+
+
+def _value(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the annotation `hint` wants it, whole numbers accepted as floats."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for option in options:
+        origin = typing.get_origin(option) or option
+        if origin is typing.Literal:
+            if value in typing.get_args(option):
+                return value
+        elif option is float and isinstance(value, int) and not isinstance(value, bool):
+            return _finite(value, where)
+        elif origin is type(None) and value is None:
+            return None
+        elif origin in (tuple, list) and isinstance(value, tuple | list):
+            return origin(value)
+        elif isinstance(value, bool) and option is not bool:
+            continue
+        elif isinstance(origin, type) and isinstance(value, origin):
+            return _finite(value, where) if isinstance(value, float) else value
+    wanted = " or ".join(_described(option) for option in options)
+    raise BadInput(f"{where} must be {wanted}, not {value!r}")
+
+
+def _finite(value: float, where: str) -> float:
+    if not abs(value) < 1e100:
+        raise BadInput(f"{where} must be a number of reasonable size, not {str(value)[:20]}")
+    return float(value)
+
+
+def _described(option: Any) -> str:
+    if typing.get_origin(option) is typing.Literal:
+        return " or ".join(repr(v) for v in typing.get_args(option))
+    return getattr(option, "__name__", str(option))
 
 
 def _written(value: Any) -> str:
