@@ -36,7 +36,7 @@ from mcbench.task import (
     perplexity,
 )
 
-NAMES = TASKS.names()
+NAMES = [name for name in TASKS.names() if name.startswith("mini-")]  # the others have tests of their own
 
 
 @cache
@@ -92,7 +92,7 @@ def without_time(scores: Scores) -> Scores:
     return dataclasses.replace(scores, seconds=0.0)
 
 
-# -- every task of the package
+# -- every miniature
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,7 +101,7 @@ def test_a_task_says_what_it_is(name: str) -> None:
     task = kind()
     assert task.name == name and task.metric and kind.__doc__
     assert task.protocol.startswith(f"{name}@")
-    assert task.counterpart or not name.startswith("mini-")
+    assert task.counterpart
 
 
 @pytest.mark.parametrize("name", NAMES)
