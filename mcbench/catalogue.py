@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcbench.composition import METHODS, defaults
+from mcbench.composition import METHODS, defaults, make, named, split
+from mcbench.datasets import Found, only_from
 from mcbench.errors import BadInput, UnknownName
 from mcbench.method import Method, decisions
 from mcbench.registry import Registry, looks_like_path, suggest
@@ -25,20 +29,45 @@ def models() -> list[str]:
 
 
 def select_tasks(names: str) -> tuple[Task, ...]:
-    """The tasks behind a comma-separated list of task and suite names, each once, in the order asked for.
+    """The tasks behind a comma-separated list of tasks and suites, each once, in the order asked for.
 
-    Raises UnknownName for a name that is neither, with the nearest one.
+    A task may set its parameters, as in `wikitext2(window=1024)`. Raises UnknownName for a name that is neither, with
+    the nearest one, and BadInput for a parameter that cannot be.
     """
     suites: dict[str, list[str]] = defaults()["suites"]
-    asked = [name.strip() for name in names.split(",")]
+    asked = [piece.strip() for piece in split(names, ",")]
     if not all(asked):
         raise BadInput(f"the task list {names!r} has an empty name")
     known = {*suites, *TASKS.names()}
-    for name in asked:
+    for piece in asked:
+        name = piece.partition("(")[0].strip()
         if name not in known and not looks_like_path(name):
             raise UnknownName(f"no task or suite is called {name!r}; {suggest(name, known)}")
-    wanted = dict.fromkeys(inner for name in asked for inner in suites.get(name, [name]))
-    return tuple(TASKS.get(name)() for name in wanted)
+    wanted = dict.fromkeys(inner for piece in asked for inner in suites.get(piece, [piece]))
+    return tuple(task_with(*named(piece)) for piece in wanted)
+
+
+def task_with(name: str, settings: Mapping[str, Any]) -> Task:
+    """A task with some of its parameters set; UnknownName and BadInput as `select_tasks`."""
+    if name in defaults()["suites"]:
+        raise BadInput(f"{name!r} is a suite and takes no parameters; name its tasks")
+    return make(TASKS.get(name), name, settings)
+
+
+def served(folder: Path) -> list[tuple[str, tuple[Found, ...]]]:
+    """Every task that asks a published set, with what the folder has of it; the last look says why one cannot run.
+
+    Raises BadInput where there is no such folder.
+    """
+    found = []
+    for name in TASKS.names():
+        if TASKS.get(name).counterpart:  # a miniature, whose data comes with the package
+            continue
+        with only_from(folder) as looks, contextlib.suppress(BadInput):
+            assert TASKS.get(name)().protocol
+        if looks:
+            found.append((name, tuple(dict.fromkeys(looks))))
+    return found
 
 
 def describe(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line: `mcbench run`, `list`, `show`, `check` and `leaderboard`."""
+"""The command line: `mcbench run`, `list`, `show`, `check`, `data`, `score` and `leaderboard`."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ def _run(options: argparse.Namespace) -> int:
         save=options.save,
         limit=options.limit,
         allow_code_execution=options.allow_code_execution,
+        execute=not options.no_execution,
+        data_dir=options.data_dir,
         widths=_widths(options.widths),
         quiet=options.quiet or options.json,
         command=sys.argv,
@@ -101,6 +103,27 @@ def _check(options: argparse.Namespace) -> int:
     return DONE if all(promise.kept for promise in outcome) else FAILED
 
 
+def _data(options: argparse.Namespace) -> int:
+    from mcbench.catalogue import served
+    from mcbench.report import data_table
+
+    print(data_table(served(Path(options.folder))))
+    return DONE
+
+
+def _score(options: argparse.Namespace) -> int:
+    from mcbench.datasets import data_folder
+    from mcbench.progress import muted
+    from mcbench.report import score_line
+    from mcbench.scoring import score
+
+    with muted(options.quiet), data_folder(options.data_dir):
+        outcome = [score(file, allow_code_execution=options.allow_code_execution) for file in options.files]
+    for scores in outcome:
+        print(score_line(scores))
+    return FAILED if any(scores.skipped for scores in outcome) else DONE
+
+
 def _leaderboard(options: argparse.Namespace) -> int:
     from mcbench.leaderboard import leaderboard
 
@@ -129,6 +152,16 @@ def _parser() -> argparse.ArgumentParser:
 
     check = _command(commands, "check", _check, "does a contributed method keep its promises?")
     check.add_argument("name", help="a method, or a path such as ./mine.py")
+
+    data = _command(commands, "data", _data, "which tasks a folder of evaluation sets can serve")
+    data.add_argument("what", choices=("check",))
+    data.add_argument("folder", metavar="DIR", help="a folder of sets in their published formats")
+
+    score = _command(commands, "score", _score, "run and score programs that were written with --no-execution")
+    score.add_argument("files", nargs="+", metavar="FILE", help="files that end in .completions.jsonl")
+    _add_data_dir(score)
+    _add_allow(score)
+    score.add_argument("--quiet", action="store_true", help="no progress")
 
     board = _command(commands, "leaderboard", _leaderboard, "records in, tables out")
     board.add_argument("records", nargs="*", default=["runs"], help="records or folders of them")
@@ -165,9 +198,22 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     run.add_argument("--out", default="runs", metavar="DIR", help="where records go")
     run.add_argument("--save", metavar="DIR", help="write the packed model there")
     run.add_argument("--limit", type=int, metavar="N", help="items per task; marks the record as partial")
-    run.add_argument("--allow-code-execution", action="store_true", help="run generated programs without isolation")
+    _add_data_dir(run)
+    _add_allow(run)
+    run.add_argument("--no-execution", action="store_true", help="write programs and leave them to `mcbench score`")
     run.add_argument("--json", action="store_true", help="print the record instead of the table")
     run.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_data_dir(parser: argparse.ArgumentParser) -> None:
+    from mcbench.datasets import FOLDER_VARIABLE
+
+    text = f"a folder of evaluation sets, looked into before the Hugging Face cache and the hub ({FOLDER_VARIABLE})"
+    parser.add_argument("--data-dir", metavar="DIR", help=text)
+
+
+def _add_allow(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--allow-code-execution", action="store_true", help="run generated programs without isolation")
 
 
 def _command(

@@ -11,13 +11,15 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from mcbench.errors import BadInput, UnknownName
 from mcbench.method import DECISIONS, Method, decisions
 from mcbench.registry import Registry, looks_like_path, suggest
 
 LONGEST = 1000  # characters of a method string
+T = TypeVar("T")
+
 METHODS: Registry[Method] = Registry("method", "mcbench.methods", "mcbench.method:Method")
 
 
@@ -112,48 +114,64 @@ def _pieces(text: str) -> list[str]:
     """The parts of a method string, aliases written out."""
     if len(text) > LONGEST:
         raise BadInput(f"a method string has at most {LONGEST} characters, not {len(text)}")
-    pieces = [piece.strip() for piece in _split(text, "+")]
+    pieces = [piece.strip() for piece in split(text, "+")]
     if not all(pieces):
         raise BadInput(f"the method string {text!r} has an empty part")
     aliases: Mapping[str, str] = defaults()["aliases"]
-    return [inner for piece in pieces for inner in (_split(aliases[piece], "+") if piece in aliases else [piece])]
+    return [inner for piece in pieces for inner in (split(aliases[piece], "+") if piece in aliases else [piece])]
 
 
 def _part(piece: str, seed: int) -> Part:
-    name, bracket, inside = piece.partition("(")
+    name, _, _ = piece.partition("(")
+    known = METHODS.names()
+    if not looks_like_path(name.strip()) and name.strip() not in known:
+        raise UnknownName(f"no method is called {name.strip()!r}; {suggest(name, [*known, *defaults()['aliases']])}")
+    name, settings = named(piece)
+    kind = METHODS.get(name)
+    default = {f.name: f.default for f in dataclasses.fields(kind)}.get("seed", dataclasses.MISSING)
+    return Part(name, make(kind, name, {"seed": seed, **settings} if default is None else settings))
+
+
+def named(text: str) -> tuple[str, dict[str, Any]]:
+    """The name and the settings in `name(field=value, ...)`; BadInput where it is written in another way."""
+    name, bracket, inside = text.partition("(")
     name = name.strip()
     if bracket and not inside.endswith(")"):
-        raise BadInput(f"{piece!r} opens a bracket that it does not close")
-    known = METHODS.names()
-    if not looks_like_path(name) and name not in known:
-        raise UnknownName(f"no method is called {name!r}; {suggest(name, [*known, *defaults()['aliases']])}")
-    kind = METHODS.get(name)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+        raise BadInput(f"{text!r} opens a bracket that it does not close")
+    settings: dict[str, Any] = {}
+    for setting in split(inside[:-1], ",") if bracket and inside[:-1].strip() else []:
+        key, equals, value = (s.strip() for s in setting.partition("="))
+        if not equals:
+            raise BadInput(f"{name}: write {setting.strip()!r} as field=value")
+        if key in settings:
+            raise BadInput(f"{name}: {key} is set twice")
+        settings[key] = _value(value)
+    return name, settings
+
+
+def make(kind: type[T], name: str, settings: Mapping[str, Any]) -> T:
+    """A contribution with some of its fields set.
+
+    Raises UnknownName for a field that it does not have, BadInput for a value that is not what the field wants.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     try:
         hints = typing.get_type_hints(kind)
     except NameError as error:
         raise BadInput(f"{name}: an annotation cannot be read: {error}") from error
-    values: dict[str, Any] = {}
-    for setting in _split(inside[:-1], ",") if bracket and inside[:-1].strip() else []:
-        key, equals, value = (s.strip() for s in setting.partition("="))
-        if not equals:
-            raise BadInput(f"{name}: write {setting.strip()!r} as field=value")
+    for key in settings:
         if key not in fields:
             raise UnknownName(f"{name} has no hyper-parameter {key!r}; {suggest(key, fields)}")
-        if key in values:
-            raise BadInput(f"{name}: {key} is set twice")
-        values[key] = _typed(_value(value), hints[key], f"{name}: {key}")
-    if "seed" in fields and fields["seed"].default is None and "seed" not in values:
-        values["seed"] = seed
+    values = {key: _typed(value, hints[key], f"{name}: {key}") for key, value in settings.items()}
     try:
-        return Part(name, kind(**values))
+        return kind(**values)
     except BadInput:
         raise
-    except Exception as error:  # whatever a contributed method makes of its settings
+    except Exception as error:  # whatever a contribution makes of its settings
         raise BadInput(f"{name}: {type(error).__name__}: {error}") from error
 
 
-def _split(text: str, separator: str) -> list[str]:
+def split(text: str, separator: str) -> list[str]:
     """Splits at separators that stand outside every bracket."""
     pieces, depth, start = [], 0, 0
     for position, character in enumerate(text):

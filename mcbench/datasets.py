@@ -11,6 +11,7 @@ import bz2
 import contextlib
 import contextvars
 import csv
+import functools
 import gzip
 import hashlib
 import importlib.util
@@ -19,6 +20,9 @@ import json
 import lzma
 import os
 import re
+import socket
+import urllib.parse
+import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,6 +93,7 @@ class _Misfit(Exception):
 
 
 _folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("folder", default=None)
+_looks: contextvars.ContextVar[list[Found] | None] = contextvars.ContextVar("looks", default=None)
 
 
 @contextlib.contextmanager
@@ -98,7 +103,7 @@ def data_folder(folder: str | Path | None) -> Iterator[None]:
     Raises BadInput where there is no such folder.
     """
     if folder is not None and not Path(folder).is_dir():
-        raise BadInput(f"there is no data folder at {str(folder)!r}; check --data-dir")
+        raise BadInput(f"there is no data folder at {str(folder)!r}; check the path")
     token = _folder.set(Path(folder) if folder is not None else None)
     try:
         yield
@@ -124,6 +129,20 @@ def load(name: str, split: str, folder: Path | None = None) -> Rows:
     and where to put them, and for a file that is damaged, lacks rows or has other columns.
     """
     data = _known(name, split)
+    looks = _looks.get()
+    if looks is None:
+        return _load(name, data, split, folder)
+    official = data.official[split]
+    try:
+        rows = _load(name, data, split, folder)
+    except BadInput as error:
+        looks.append(Found(name, split, None, official, "", str(error)))
+        raise
+    looks.append(Found(name, split, len(rows.rows), official, rows.source, ""))
+    return rows
+
+
+def _load(name: str, data: DataSet, split: str, folder: Path | None) -> Rows:
     folder = folder if folder is not None else current_folder()
     if folder is not None:
         found = _in_folder(name, data, split, folder)
@@ -131,6 +150,8 @@ def load(name: str, split: str, folder: Path | None = None) -> Rows:
             return found
     if name == "humaneval":
         return _of_package(data, split)
+    if _looks.get() is not None:
+        raise BadInput(f"needs {expected(name, split)}")
     cached = _in_cache(data, split)
     if cached is not None:
         return cached
@@ -138,13 +159,15 @@ def load(name: str, split: str, folder: Path | None = None) -> Rows:
 
 
 def expected(name: str, split: str) -> str:
-    """The files that hold a split, as its authors publish it, below a data folder."""
+    """The files that hold a split, as its authors publish it or as the hub has it, below a data folder."""
     data = _known(name, split)
-    return " and ".join(data.forms[split][0].files)
+    published = " and ".join(data.forms[split][0].files)
+    parquet = [pattern.removeprefix("**/") for form in _hub_forms(data, split)[:1] for pattern in form.files]
+    return " or ".join([published, *parquet])
 
 
 class Found(NamedTuple):
-    """What a folder has of one split: `rows` is None where it is absent or refused, which `problem` explains."""
+    """What became of one look for a split: `rows` is None where it was not to be had, which `problem` explains."""
 
     name: str
     split: str
@@ -154,24 +177,19 @@ class Found(NamedTuple):
     problem: str
 
 
-def survey(folder: Path) -> list[Found]:
-    """Every split of every set, as far as a folder has it; BadInput where there is no such folder."""
-    if not folder.is_dir():
-        raise BadInput(f"there is no data folder at {str(folder)!r}; check the path")
-    found = []
-    for name, data in SETS.items():
-        for split in data.forms:
-            official = data.official[split]
-            try:
-                rows = _in_folder(name, data, split, folder)
-            except BadInput as error:
-                found.append(Found(name, split, None, official, "", str(error)))
-                continue
-            if rows is None:
-                found.append(Found(name, split, None, official, "", f"expects {expected(name, split)}"))
-            else:
-                found.append(Found(name, split, len(rows.rows), official, rows.source, ""))
-    return found
+@contextlib.contextmanager
+def only_from(folder: Path) -> Iterator[list[Found]]:
+    """Inside the block, sets come from this folder alone; the list fills with what was looked for.
+
+    Raises BadInput where there is no such folder.
+    """
+    looks: list[Found] = []
+    token = _looks.set(looks)
+    try:
+        with data_folder(folder):
+            yield looks
+    finally:
+        _looks.reset(token)
 
 
 def _known(name: str, split: str) -> DataSet:
@@ -200,7 +218,7 @@ def _in_cache(data: DataSet, split: str) -> Rows | None:
     snapshots = Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}" / "snapshots"
     # the newest first: a revision that was fetched for another file may lack this one
     for snapshot in sorted(snapshots.glob("*"), key=lambda path: path.stat().st_mtime, reverse=True):
-        patterns = [data.hub_file[split]] if data.hub_file else _below(config, f"{split}-*.parquet")
+        patterns = [data.hub_file[split]] if data.hub_file else _below(config, f"{split}*.parquet")
         for pattern in patterns:
             paths = _matching(snapshot, (pattern,))
             if paths:
@@ -222,6 +240,8 @@ def _from_hub(name: str, data: DataSet, split: str) -> Rows:
     if data.hub is not None:
         reason = "HF_HUB_OFFLINE keeps the hub away"
         if not any(os.environ.get(v, "").upper() in ("1", "ON", "YES", "TRUE") for v in _OFFLINE):
+            reason = _unreachable()
+        if not reason:
             try:
                 return _downloaded(name, data, split, *data.hub)
             except BadInput:
@@ -235,6 +255,21 @@ def _from_hub(name: str, data: DataSet, split: str) -> Rows:
 
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+
+
+@functools.lru_cache(maxsize=1)
+def _unreachable() -> str:
+    """Why the hub cannot be asked, empty where it may; its own clients try for half a minute to find that out."""
+    from huggingface_hub import constants
+
+    if urllib.request.getproxies():
+        return ""
+    host = urllib.parse.urlsplit(constants.ENDPOINT).hostname or ""
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return f"there is no network: {host} is unknown"
+    return ""
 
 
 def _downloaded(name: str, data: DataSet, split: str, repository: str, config: str | None) -> Rows:
@@ -267,10 +302,9 @@ def _hub_forms(data: DataSet, split: str) -> list[Form]:
         return []
     repository, config = data.hub
     short = repository.split("/")[-1]
-    places = [f"**/{short}/{inner}" for inner in ([config] if config else ["*", ""])]
-    places = [place.rstrip("/") for place in places]
+    places = [f"**/{short}/{config}"] if config else [f"**/{short}/*", f"**/{short}"]
     return [
-        *(Form((f"{place}/{split}-*.parquet",), _parquet) for place in places),
+        *(Form((f"{place}/{split}*.parquet",), _parquet) for place in places[::-1]),
         *(Form((f"{place}/{split}/*.arrow",), _arrow) for place in places),
     ]
 
@@ -467,7 +501,7 @@ def _with_labels(paths: Sequence[Path]) -> Iterator[Row]:
     for at, (row, label) in enumerate(zip(questions, labels, strict=True), start=1):
         if label.strip() not in ("0", "1"):
             raise _Misfit(f"{paths[1].name} line {at} is no label 0 or 1: {label[:20]!r}")
-        yield {**row, "label": int(label)}
+        yield {**row, "label": int(label.strip())}
 
 
 def _arc(paths: Sequence[Path]) -> Iterator[Row]:

@@ -263,11 +263,17 @@ class LanguageModel:
         window: int | None = None,
         style: WindowStyle = "rolling",
         done: Collection[int] = (),
+        most: int | None = None,
     ) -> Iterator[dict[int, WindowLoss]]:
-        """As `perplexity`, batch by batch; keys count the windows from 0 in the order of the texts."""
+        """As `perplexity`, batch by batch; keys count the windows from 0 in the order of the texts.
+
+        Only the first `most` windows are scored, where given. Raises BadInput where there is no window at all.
+        """
         window = self._fit_window(window)
         cut = self._rolling if style == "rolling" else self._disjoint
-        windows = [(i, request) for i, text in enumerate(texts) for request in cut(text, window)]
+        windows = [(i, request) for i, text in enumerate(texts) for request in cut(text, window)][:most]
+        if not windows:
+            raise BadInput(f"the text has fewer than {window} tokens, so it makes no window: choose a shorter window")
         first = {i: at for at, (i, _) in reversed(list(enumerate(windows)))}
         for batch in self._score([request for _, request in windows], frozenset(done)):
             yield {

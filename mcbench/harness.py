@@ -14,8 +14,10 @@ import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from mcbench.datasets import current_folder
 from mcbench.errors import BadInput
 from mcbench.items import RowItem
 from mcbench.task import Estimate, Row, Task, items_of, perplexity, score_choices
@@ -87,17 +89,12 @@ class HarnessTask(Task):
 
     def chance(self) -> float | None:
         """Guessing evenly among the choices of each row; None for a perplexity, 0 for a text."""
-        return _chance(self, self._place())
+        return _chance(self, current_folder())
 
     # -- lm-eval
 
     def _rows(self, split: str) -> Rows:
-        return _loaded(self, split, self._place())
-
-    def _place(self) -> str:
-        from mcbench.datasets import current_folder
-
-        return str(current_folder() or "")
+        return _loaded(self, split, current_folder())
 
     def _parts(self, items: Sequence[RowItem]) -> list[Part]:
         """The items by group; items of one group stand together."""
@@ -275,7 +272,7 @@ def _digest(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 @functools.lru_cache(maxsize=32)
-def _loaded(task: HarnessTask, split: str, place: str) -> Rows:
+def _loaded(task: HarnessTask, split: str, folder: Path | None) -> Rows:
     return task.rows(split)
 
 
@@ -290,7 +287,7 @@ def _definition_digest(path: str, groups: tuple[str, ...], changes: str) -> str:
 
 
 @functools.lru_cache(maxsize=32)
-def _chance(task: HarnessTask, place: str) -> float | None:
+def _chance(task: HarnessTask, folder: Path | None) -> float | None:
     if not task.higher_is_better:
         return None
     shares: list[float] = []

@@ -16,6 +16,7 @@ from mcbench import record as recorded
 from mcbench.allocation import BitAllocation, BitBudget
 from mcbench.catalogue import select_tasks
 from mcbench.composition import METHODS, Composition, Part, compose, defaults
+from mcbench.datasets import data_folder
 from mcbench.errors import BadInput
 from mcbench.files import require_writable
 from mcbench.method import decisions
@@ -51,6 +52,8 @@ def run(
     save: str | Path | None = None,
     limit: int | None = None,
     allow_code_execution: bool = False,
+    execute: bool = True,
+    data_dir: str | Path | None = None,
     quiet: bool = True,
     command: Sequence[str] = (),
 ) -> Record:
@@ -59,8 +62,9 @@ def run(
     `method` is a method string such as "pmq(beta=1)+hqq". `bits` is the average as the papers label it, `expert_bits`
     that over routed experts alone; give one of them unless the method can reach only one. `widths` are the candidate
     widths of an expert. `model` is a name, folder or hub id; `tasks` are tasks or suites, by commas. `save` is a folder
-    for the packed model. Without method, model or tasks, `defaults.json` says which. What a run has finished stays
-    under `out`, so that the same call goes on where it was interrupted.
+    for the packed model. `data_dir` is a folder of published evaluation sets, looked into before the Hugging Face cache
+    and the hub. Without `execute`, programs are written and not run. Without method, model or tasks, `defaults.json`
+    says which. What a run has finished stays under `out`, so that the same call goes on where it was interrupted.
 
     Raises UnknownName and BadInput for what cannot be done as asked, CheckFailed where the compression does not cover
     the model or the fast evaluation differs from the plain one.
@@ -77,12 +81,14 @@ def run(
         raise BadInput(
             f"{composition.asked!r} compresses nothing, so it takes neither a budget nor a folder to save in"
         )
-    exam = Exam(select_tasks(defaults()["tasks"] if tasks is None else tasks), Path(out), limit, allow_code_execution)
+    chosen = select_tasks(defaults()["tasks"] if tasks is None else tasks)
+    exam = Exam(chosen, Path(out), limit, allow_code_execution, execute)
     clock = Clock()
-    with muted(quiet), _alone_in(Path(out)):
+    with muted(quiet), data_folder(data_dir), _alone_in(Path(out)):
         if save is not None:
             _require_place(save)
         with clock.stage("load"):
+            exam.require_data()
             moe = _load(defaults()["model"] if model is None else model, dtype, device)
             budget = _budget(composition, moe, bits, expert_bits, tuple(widths))
             data = _data(composition, moe, calibration, samples, length, seed)
@@ -139,6 +145,18 @@ class Exam:
     out: Path
     limit: int | None
     allow_code_execution: bool
+    execute: bool = True
+
+    def require_data(self) -> None:
+        """Finds the items of every task before hours of work; one BadInput names all that is absent."""
+        absent = []
+        for task in self.tasks:
+            try:
+                assert task.data_digest
+            except BadInput as error:
+                absent.append(str(error))
+        if absent:
+            raise BadInput("\n".join(dict.fromkeys(absent)))
 
     def take(self, moe: MoEModel, identity: str, title: str) -> Answers:
         """Evaluates the model; samples answered by an earlier, interrupted run are kept."""
@@ -155,6 +173,7 @@ class Exam:
                     limit=self.limit,
                     sink=folder / f"{task.protocol}.jsonl",
                     allow_code_execution=self.allow_code_execution,
+                    execute=self.execute,
                 ),
             )
             for task in self.tasks

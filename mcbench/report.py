@@ -6,7 +6,9 @@ import math
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
+from mcbench.datasets import Found
 from mcbench.record import Record, Result
+from mcbench.task import Scores
 
 COLUMNS = 100  # fits a terminal, and a page when printed
 UNBROKEN = "\u00a0"  # a space at which no line is broken
@@ -23,6 +25,34 @@ def table(record: Record) -> str:
         blocks.append(_results(record.results))
     blocks += [notes] if (notes := _notes(record)) else []
     return "\n\n".join(blocks)
+
+
+def data_table(served: Sequence[tuple[str, Sequence[Found]]]) -> str:
+    """Which tasks a folder of published sets can serve, with the rows found beside the official ones."""
+    rows = [
+        [
+            task if at == 0 else "",
+            found.split,
+            "" if found.rows is None else str(found.rows),
+            "any" if found.official is None else str(found.official),
+            found.source or found.problem,
+        ]
+        for task, looks in served
+        for at, found in enumerate(looks)
+    ]
+    able = sum(all(found.rows is not None for found in looks) for _, looks in served)
+    table = _aligned(["task", "split", "rows", "official", "found, or what is needed"], rows, left=2, last_left=True)
+    return f"{table}\n\n{able} of {len(served)} tasks can run from this folder"
+
+
+def score_line(scores: Scores) -> str:
+    """One task's score, or why there is none."""
+    result = Result.of(scores)
+    if result.skipped:
+        return f"{result.task}: skipped, {result.skipped}"
+    return (
+        f"{result.task}  {metric_name(result)} {with_error(result, result.value, result.standard_error)}  n {result.n}"
+    )
 
 
 def number(result: Result, value: float | None, *, sign: bool = False) -> str:
@@ -147,11 +177,12 @@ def _note(name: str, text: str) -> str:
     return filled.replace(UNBROKEN, " ")
 
 
-def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    """A table in plain text, its first `left` columns aligned to the left and the rest to the right."""
+def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int, last_left: bool = False) -> str:
+    """A table in plain text, its first `left` columns (and the last, if so) aligned to the left, the rest to the right."""
+    to_left = {*range(left), *([len(heads) - 1] if last_left else [])}
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     lines = [heads, ["-" * width * bool(head) for head, width in zip(heads, widths, strict=True)], *rows]
     return "\n".join(
-        "  ".join(f"{cell:{'<' if at < left else '>'}{widths[at]}}" for at, cell in enumerate(line)).rstrip()
+        "  ".join(f"{cell:{'<' if at in to_left else '>'}{widths[at]}}" for at, cell in enumerate(line)).rstrip()
         for line in lines
     )

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from mcbench.datasets import current_folder
 from mcbench.errors import BadInput
 from mcbench.items import ChoiceItem, CodeItem, GenerationItem, Item, TextItem
 from mcbench.progress import track
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 PROTOCOL_VERSION = 1  # part of every protocol id: raise it when a change below moves a number
 SAMPLES_SCHEMA = 1
 BOOTSTRAP_REPEATS = 2000
+COMPLETIONS = ".completions.jsonl"
+PROGRAMS_AT_A_TIME = 32  # problems, between two writes of the sample file
 
 Row = dict[str, Any]  # one sample, as it stands in the sample file
 
@@ -98,7 +101,7 @@ class Task:
     @property
     def data_digest(self) -> str:
         """SHA-256 of every item."""
-        return _items_and_digest(self, self._place())[1]
+        return _items_and_digest(self)[1]
 
     @property
     def protocol(self) -> str:
@@ -122,9 +125,11 @@ class Task:
         limit: int | None = None,
         sink: Path | None = None,
         allow_code_execution: bool = False,
+        execute: bool = True,
     ) -> Scores:
-        """Asks the items (the first `limit`) and scores the answers.
+        """Asks the items (the first `limit`; windows of text, where whole windows are cut) and scores the answers.
 
+        Without `execute`, programs are generated into a file beside `sink` and not run (see `mcbench.scoring`).
         With `sink` every sample is appended to that JSON-lines file as it is produced; if the file is there already,
         the run goes on from it and ends as an uninterrupted one would. Raises BadInput where the file belongs to
         another model, protocol or limit.
@@ -132,18 +137,40 @@ class Task:
         started = time.monotonic()
         if limit is not None and limit < 1:
             raise BadInput(f"the limit must be at least 1 item, not {limit}")
-        every = items_of(self)
-        items = every[:limit]
-        skipped = self._unable(allow_code_execution)
+        items, partial = self._first(items_of(self), limit)
+        skipped = self._unable(allow_code_execution) if execute else self._prepare(lm, items, limit, sink)
         if skipped:
-            return self._scores([], started, limit is not None and limit < len(every), skipped)
+            return self._scores([], started, partial, skipped)
         file = SampleFile(sink, {"protocol": self.protocol, "model": lm.fingerprint, "limit": limit}) if sink else None
         rows = file.read() if file else {}
         self._require_own(rows, items, sink)
-        new = (row for batch in self._answer(lm, items, frozenset(rows)) for row in _keep_new(batch, rows, file))
+        written = self._written(lm, items, limit, sink)
+        answers = itertools.chain(
+            self._score({at: row for at, row in written.items() if at not in rows}, items),
+            self._answer(lm, items, frozenset(rows).union(written)),
+        )
+        new = (row for batch in answers for row in _keep_new(batch, rows, file))
         for at, row in track(new, self._samples_expected(len(items) - len(rows)), self.name):
             rows[at] = row
-        return self._scores([rows[at] for at in sorted(rows)], started, len(items) < len(every))
+        return self._scores([rows[at] for at in sorted(rows)], started, partial)
+
+    def _first(self, items: Sequence[Item], limit: int | None) -> tuple[Sequence[Any], bool]:
+        """What `limit` leaves of the items, and whether that is less than all."""
+        return items[:limit], limit is not None and limit < len(items)
+
+    def _prepare(self, lm: LanguageModel, items: Sequence[Any], limit: int | None, sink: Path | None) -> str:
+        """Asks without scoring, for tasks that separate the two; says what is left to do, if anything is."""
+        return ""
+
+    def _written(
+        self, lm: LanguageModel, items: Sequence[Any], limit: int | None, sink: Path | None
+    ) -> Mapping[int, Row]:
+        """What `_prepare` left in a file."""
+        return {}
+
+    def _score(self, written: Mapping[int, Row], items: Sequence[Any]) -> Iterator[dict[int, Row]]:
+        """Samples of what `_written` found, batch by batch."""
+        yield from ()
 
     def _require_own(self, rows: Mapping[int, Row], items: Sequence[Item], path: Path | None) -> None:
         """Refuses samples that are not answers to these items."""
@@ -154,10 +181,6 @@ class Task:
 
     def _unable(self, allow_code_execution: bool) -> str:
         """Why the task cannot run here; empty where it can."""
-        return ""
-
-    def _place(self) -> str:
-        """Where data are looked for, if not in the package."""
         return ""
 
     def _setting(self) -> Mapping[str, Any]:
@@ -326,12 +349,51 @@ class CodeTask(Task):
     def _metric_name(self) -> str:
         return f"pass@{self.k}"
 
+    def _other_metrics(self) -> tuple[str, ...]:
+        return ("pass@1",) if self.k > 1 else ()
+
+    def _estimate(self, rows: Sequence[Row], metric: str) -> Estimate:
+        if metric != "pass@1":
+            return super()._estimate(rows, metric)
+        return mean([row["statuses"].count("passed") / len(row["statuses"]) for row in rows])
+
     def _details(self, rows: Sequence[Row]) -> dict[str, Any]:
         from mcbench.sandbox import isolation
 
-        return {"isolation": isolation().name}
+        return {"isolation": isolation().name} if rows else {}
 
-    def _answer(self, lm: LanguageModel, items: Sequence[CodeItem], done: Collection[int]) -> Iterator[dict[int, Row]]:
+    def _prepare(self, lm: LanguageModel, items: Sequence[CodeItem], limit: int | None, sink: Path | None) -> str:
+        if sink is None:
+            raise BadInput("programs that are not run need a file to go to")
+        file = SampleFile(completions_of(sink), self._completions_owner(lm.fingerprint, limit))
+        rows = file.read()
+        self._require_own(rows, items, file.path)
+        new = (row for batch in self._write(lm, items, frozenset(rows)) for row in _keep_new(batch, rows, file))
+        for at, row in track(new, len(items) - len(rows), self.name):
+            rows[at] = row
+        return f"generated, not run: `mcbench score {file.path}` runs them"
+
+    def _written(
+        self, lm: LanguageModel, items: Sequence[CodeItem], limit: int | None, sink: Path | None
+    ) -> Mapping[int, Row]:
+        if sink is None or not completions_of(sink).exists():
+            return {}
+        file = SampleFile(completions_of(sink), self._completions_owner(lm.fingerprint, limit))
+        rows = file.read()
+        self._require_own(rows, items, file.path)
+        return rows
+
+    def _score(self, written: Mapping[int, Row], items: Sequence[CodeItem]) -> Iterator[dict[int, Row]]:
+        order = sorted(written)
+        for start in range(0, len(order), PROGRAMS_AT_A_TIME):
+            yield self._run({at: written[at] for at in order[start : start + PROGRAMS_AT_A_TIME]}, items)
+
+    def _completions_owner(self, fingerprint: str, limit: int | None) -> dict[str, Any]:
+        parameters = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {"protocol": self.protocol, "model": fingerprint, "limit": limit, "parameters": parameters}
+
+    def _write(self, lm: LanguageModel, items: Sequence[CodeItem], done: Collection[int]) -> Iterator[dict[int, Row]]:
+        """What the model writes for each problem, batch by batch."""
         from mcbench.evaluation import Prompt, Sampling
 
         prompts = [Prompt(item.prompt, item.stop, item.max_new_tokens) for item in items]
@@ -339,35 +401,43 @@ class CodeTask(Task):
             Sampling(self.temperature, self.top_p, self.samples, self.sampling_seed) if self.samples > 1 else None
         )
         for batch in lm.generate_batches(prompts, sampling, done):
-            yield self._run({at: c for at, c in batch.items() if at not in done}, items)
+            yield {
+                at: {
+                    **_identify(items[at], items[at].prompt),
+                    "completions": [completion.text for completion in completions],
+                    "tokens": [completion.tokens for completion in completions],
+                    "truncated": max(completion.truncated for completion in completions),
+                }
+                for at, completions in batch.items()
+            }
 
-    def _run(self, batch: Mapping[int, Sequence[Any]], items: Sequence[CodeItem]) -> dict[int, Row]:
+    def _answer(self, lm: LanguageModel, items: Sequence[CodeItem], done: Collection[int]) -> Iterator[dict[int, Row]]:
+        for batch in self._write(lm, items, done):
+            yield self._run({at: row for at, row in batch.items() if at not in done}, items)
+
+    def _run(self, batch: Mapping[int, Row], items: Sequence[CodeItem]) -> dict[int, Row]:
         """Runs the programs of all completions of a batch."""
         from mcbench.sandbox import run_programs
 
         programs = [
-            f"{items[at].prompt}{completion.text}\n{items[at].tests}\n"
-            for at, completions in batch.items()
-            for completion in completions
+            f"{items[at].prompt}{completion}\n{items[at].tests}\n"
+            for at, row in batch.items()
+            for completion in row["completions"]
         ]
         outcomes = iter(run_programs(programs, cpu_seconds=self.cpu_seconds, wall_seconds=2 * self.cpu_seconds + 2))
-        return {
-            at: self._row(items[at], completions, [next(outcomes) for _ in completions])
-            for at, completions in batch.items()
-        }
+        return {at: self._row(row, [next(outcomes) for _ in row["completions"]]) for at, row in batch.items()}
 
-    def _row(self, item: CodeItem, completions: Sequence[Any], outcomes: Sequence[Any]) -> Row:
+    def _row(self, written: Row, outcomes: Sequence[Any]) -> Row:
         passed = sum(outcome.status == "passed" for outcome in outcomes)
         share = pass_at_k(len(outcomes), passed, self.k)
         return {
-            **_identify(item, item.prompt),
-            "completions": [completion.text for completion in completions],
+            **{key: written[key] for key in ("id", "group", "prompt", "completions")},
             "statuses": [outcome.status for outcome in outcomes],
             "messages": [outcome.message for outcome in outcomes],
             "pass@k": share,
             "correct": passed > 0 if self.samples == 1 else share,
-            "tokens": [completion.tokens for completion in completions],
-            "truncated": max(completion.truncated for completion in completions),
+            "tokens": written["tokens"],
+            "truncated": written["truncated"],
         }
 
 
@@ -392,10 +462,19 @@ class PerplexityTask(Task):
         """The texts."""
         raise NotImplementedError
 
+    def _most_windows(self) -> int | None:
+        """How many windows are scored at most; None for all."""
+        return None
+
+    def _first(self, items: Sequence[Any], limit: int | None) -> tuple[Sequence[Any], bool]:
+        if self.style == "rolling":
+            return super()._first(items, limit)
+        most = min((n for n in (limit, self._most_windows()) if n is not None), default=None)
+        return [_Joined("all", self.separator.join(item.text for item in items), most=most)], limit is not None
+
     def _answer(self, lm: LanguageModel, items: Sequence[TextItem], done: Collection[int]) -> Iterator[dict[int, Row]]:
-        if self.style == "disjoint":
-            items = [TextItem("all", self.separator.join(item.text for item in items))]
-        for batch in lm.perplexity_batches([i.text for i in items], self.window or None, self.style, done):
+        most = items[0].most if isinstance(items[0], _Joined) else None
+        for batch in lm.perplexity_batches([i.text for i in items], self.window or None, self.style, done, most):
             yield {
                 at: {
                     **_identify(items[window.text], items[window.text].text),
@@ -439,6 +518,13 @@ def score_choices(
             open_items.setdefault(owner[n], {})[n - start[owner[n]]] = score
         full = [at for at in dict.fromkeys(owner[n] for n in batch) if len(open_items[at]) == len(items[at])]
         yield {at: [score for _, score in sorted(open_items.pop(at).items())] for at in full}
+
+
+@dataclass(frozen=True)
+class _Joined(TextItem):
+    """All texts as one, of which at most so many windows are scored."""
+
+    most: int | None = None
 
 
 # -- numbers
@@ -544,6 +630,11 @@ class SampleFile:
             raise BadInput(f"samples cannot be written to {str(path)!r}: {error.strerror}") from error
 
 
+def completions_of(sink: Path) -> Path:
+    """The file of programs that belongs to a sample file."""
+    return sink.with_name(f"{sink.name.removesuffix('.jsonl')}{COMPLETIONS}")
+
+
 def _keep_new(batch: Mapping[int, Row], rows: Mapping[int, Row], file: SampleFile | None) -> Iterator[tuple[int, Row]]:
     """The samples of a batch that are not known yet, written to the file first."""
     # through JSON and back, so that a resumed run holds exactly what an uninterrupted one holds
@@ -577,12 +668,16 @@ def _identify(item: Item, prompt: str) -> Row:
 
 def items_of(task: Task) -> tuple[Item, ...]:
     """The items of a task, made once; BadInput where there are none."""
-    return _items_and_digest(task, task._place())[0]
+    return _items_and_digest(task)[0]
+
+
+def _items_and_digest(task: Task) -> tuple[tuple[Item, ...], str]:
+    """The items of a task and their SHA-256, made once for a data folder."""
+    return _made(task, current_folder())
 
 
 @functools.lru_cache(maxsize=64)
-def _items_and_digest(task: Task, place: str) -> tuple[tuple[Item, ...], str]:
-    """The items of a task and their SHA-256, made once for each place that data come from."""
+def _made(task: Task, folder: Path | None) -> tuple[tuple[Item, ...], str]:
     items = tuple(task.items())
     if not items:
         raise BadInput(f"task {task.name!r} has no items")

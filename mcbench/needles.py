@@ -1,0 +1,155 @@
+"""A sentence hidden in a long text and asked for at its end: the grid of lengths and depths, placed in text.
+
+Places are counted in characters and sentences, never in tokens, so that every tokenizer gets the same texts.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from mcbench.datasets import Rows, load
+from mcbench.errors import BadInput
+from mcbench.items import GenerationItem
+from mcbench.task import GenerationTask, Row
+
+NEEDLE = "The secret number of {key} is {value}."
+BEFORE = "Remember what the following text says about secret numbers; it will be asked at the end.\n\n"
+AFTER = "\n\nQuestion: What is the secret number of {key}?\nAnswer: The secret number of {key} is"
+CITIES = (
+    "Antwerp", "Bergen", "Bilbao", "Bogota", "Calgary", "Dakar", "Darwin", "Dublin", "Durban", "Florence", "Geneva",
+    "Glasgow", "Hanoi", "Havana", "Helsinki", "Jakarta", "Kyoto", "Leipzig", "Lima", "Lisbon", "Lyon", "Manila",
+    "Naples", "Nairobi", "Osaka", "Oslo", "Perth", "Porto", "Prague", "Quito", "Riga", "Seattle", "Seville", "Sofia",
+    "Tallinn", "Tunis", "Turin", "Utrecht", "Vienna", "Warsaw", "Zagreb", "Zurich",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NeedleTask(GenerationTask):
+    """Greedy exact match over a grid of lengths and depths: subclass it once per file and say what the hay is.
+
+    lengths: of the whole prompt, in tokens of `characters_per_token` characters; a tokenizer that makes more tokens
+    of the text may exceed the model's window, which is counted as truncated. depths: how many places from the
+    beginning (0) to the end (1). repeats: texts in a cell of the grid, each with its own hay, key and number.
+
+    hay: "essays" hides the needle among sentences of essays, "needles" among sentences of its own kind.
+    distractors: other needles hidden in essays. names: what keys and values are.
+    """
+
+    hay: ClassVar[Literal["essays", "needles"]] = "essays"
+    distractors: ClassVar[int] = 0
+    names: ClassVar[Literal["cities", "numbered cities", "uuids"]] = "cities"
+    max_new_tokens: ClassVar[int] = 16
+
+    lengths: tuple[int, ...] = (4096, 8192, 16384, 32768)
+    depths: int = 11
+    repeats: int = 3
+    seed: int = 0
+    characters_per_token: float = 3.75
+
+    def __post_init__(self) -> None:
+        if not self.lengths or not all(isinstance(n, int) and n >= 256 for n in self.lengths):
+            raise BadInput(f"{self.name} needs lengths of 256 tokens or more, not {self.lengths}")
+        if self.depths < 2 or self.repeats < 1 or not 0.5 <= self.characters_per_token <= 20:
+            raise BadInput(f"{self.name} needs 2 depths, 1 repeat and 0.5 to 20 characters per token at the least")
+
+    def items(self) -> Sequence[GenerationItem]:
+        """One prompt for each length, depth and repeat."""
+        sentences = _sentences(self._rows()) if self.hay == "essays" else ()
+        return [
+            self._item(sentences, length, at / (self.depths - 1), repeat)
+            for length in self.lengths
+            for at in range(self.depths)
+            for repeat in range(self.repeats)
+        ]
+
+    def extract(self, text: str) -> str:
+        """The first word, without the full stop behind it."""
+        words = text.split()
+        return words[0].rstrip(".,;") if words else ""
+
+    def _item(self, sentences: Sequence[str], length: int, depth: float, repeat: int) -> GenerationItem:
+        rng = random.Random(f"{self.name} {self.seed} {length} {depth:.4f} {repeat}")
+        pairs = _pairs(self.names, rng)
+        key, value = next(pairs)
+        needle = NEEDLE.format(key=key, value=value)
+        after = AFTER.format(key=key)
+        # room for the answer is kept as well
+        room = int(length * self.characters_per_token) - len(BEFORE) - len(needle) - len(after) - len(value) - 2
+        if self.hay == "essays":
+            others = [NEEDLE.format(key=k, value=v) for _, (k, v) in zip(range(self.distractors), pairs, strict=False)]
+            hay = _fill(_around(sentences, rng.randrange(len(sentences))), room - sum(len(o) + 1 for o in others))
+            for other in others:
+                hay.insert(rng.randrange(len(hay) + 1), other)
+        else:
+            hay = _fill((NEEDLE.format(key=k, value=v) for k, v in pairs), room)
+        hay.insert(_place(hay, depth), needle)
+        group = f"{length} tokens, depth {depth:.2f}"
+        prompt = f"{BEFORE}{' '.join(hay)}{after}"
+        return GenerationItem(f"{group}, {repeat}", prompt, value, ("\n",), self.max_new_tokens, group)
+
+    def _rows(self) -> Rows:
+        return load("niah", "test")
+
+    def _details(self, rows: Sequence[Row]) -> dict[str, Any]:
+        details = super()._details(rows)
+        return {**details, "data": {"test": self._rows().origin}} if self.hay == "essays" else details
+
+
+def _sentences(essays: Rows) -> tuple[str, ...]:
+    """The essays one after another, cut at the ends of sentences, each on one line."""
+    text = " ".join(" ".join(row["text"].split()) for row in essays.rows)
+    return tuple(re.split(r"(?<=[.!?]) ", text))
+
+
+def _around(sentences: Sequence[str], start: int) -> Iterator[str]:
+    """The sentences from `start` on, again from the first after the last."""
+    while True:
+        yield from sentences[start:]
+        start = 0
+
+
+def _fill(sentences: Iterator[str], characters: int) -> list[str]:
+    """As many whole sentences as fit."""
+    found: list[str] = []
+    for sentence in sentences:
+        characters -= len(sentence) + 1
+        if characters < 0:
+            return found
+        found.append(sentence)
+    return found
+
+
+def _place(hay: Sequence[str], depth: float) -> int:
+    """The gap between sentences that lies nearest to a share of the text."""
+    target = depth * sum(len(sentence) + 1 for sentence in hay)
+    gaps = [0]
+    for sentence in hay:
+        gaps.append(gaps[-1] + len(sentence) + 1)
+    return min(range(len(gaps)), key=lambda at: abs(gaps[at] - target))
+
+
+def _pairs(names: str, rng: random.Random) -> Iterator[tuple[str, str]]:
+    """Keys, none of them twice, with their values."""
+
+    def number() -> str:
+        return str(rng.randrange(10**6, 10**7))
+
+    def unique() -> str:
+        return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+
+    make: dict[str, Callable[[], tuple[str, str]]] = {
+        "cities": lambda: (rng.choice(CITIES), number()),
+        "numbered cities": lambda: (f"{rng.choice(CITIES)} {rng.randrange(1000)}", number()),
+        "uuids": lambda: (unique(), unique()),
+    }
+    seen: set[str] = set()
+    while True:
+        key, value = make[names]()
+        if key not in seen:
+            seen.add(key)
+            yield key, value

