@@ -97,6 +97,8 @@ class LanguageModel:
     `identity` names the weights (for a compressed model: its digest); without it the weights are hashed when needed.
     `tokens_per_batch` bounds the padded tokens of one forward. `prefix_sharing=False` computes every context anew, for
     models whose routing looks at later tokens; where rows of a model's cache cannot be copied, that is done anyway.
+    `causal=False` says that it does: then text written with a cache differs from a forward over the finished text, and
+    the check at the start leaves writing out.
 
     Raises BadInput for a model without tokenizer, CheckFailed where the fast path and a plain forward of the same
     model differ by more than `tolerance` (nats per token; in 16 bits a rounded router may choose other experts).
@@ -110,6 +112,7 @@ class LanguageModel:
         identity: str = "",
         tokens_per_batch: int = 8192,
         prefix_sharing: bool = True,
+        causal: bool = True,
         check: bool = True,
     ) -> None:
         if tokenizer is None:
@@ -123,6 +126,7 @@ class LanguageModel:
         self._exact = model.dtype in (torch.float32, torch.float64)
         self.tolerance = 2e-3 if self._exact else 0.5
         self._identity = identity
+        self._causal = causal
         self._accepts = set(inspect.signature(model.forward).parameters)
         self._selects_rows = self._can_select_rows()
         self.prefix_sharing = prefix_sharing and self._selects_rows
@@ -396,8 +400,12 @@ class LanguageModel:
         ids = self._tensor([[*c[:-1], *[0] * (longest + 1 - len(c))] for c in continuations])  # [N, longest]
         target = self._tensor([[*c[1:], *[0] * (longest + 1 - len(c))] for c in continuations])
         length = self._tensor([len(c) for c in contexts])
+        read = self._tensor([len(c) - 1 for c in continuations])
         offset = torch.arange(width + longest, device=length.device)
-        mask = None if int(length.min()) == width else (offset >= width - length[:, None]).long()
+        full = int(length.min()) == width and int(read.min()) == longest
+        # padding on the right is masked as well, so that whoever counts tokens knows it
+        real = (offset >= width - length[:, None]) & (offset < width + read[:, None])
+        mask = None if full else real.long()
         position = length[:, None] + torch.arange(longest, device=length.device)
         logits = self._forward(ids, mask, position, cache=cache).logits
         return _token_loglikelihoods(logits, target)
@@ -570,6 +578,8 @@ class LanguageModel:
                 f"the batched, cached log-likelihoods of this model differ from plain ones by {worst:.3g} nats "
                 f"per token (tolerance {self.tolerance:g}){advice}"
             )
+        if not self._causal:
+            return worst
         rows = [(n, 0) for n in range(len(contexts))]
         allowance = Prompt("", (), min(5, self.window - room))
         for context, (ids, _) in zip(contexts, self._continue(contexts, [allowance] * 3, rows, None), strict=True):
