@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mcbench.model import MoEModel as MoEModel
     from mcbench.model import load_model as load_model
     from mcbench.pipeline import run as run
+    from mcbench.policy import RoutingPolicy as RoutingPolicy
     from mcbench.quantization import QuantizedTensor as QuantizedTensor
     from mcbench.record import Record as Record
     from mcbench.task import Task as Task
@@ -32,6 +33,7 @@ _HOMES = {
     "MoEModel": "mcbench.model",
     "QuantizedTensor": "mcbench.quantization",
     "Record": "mcbench.record",
+    "RoutingPolicy": "mcbench.policy",
     "Task": "mcbench.task",
     "load_model": "mcbench.model",
     "run": "mcbench.pipeline",

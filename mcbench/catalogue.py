@@ -76,6 +76,13 @@ def describe(name: str) -> str:
     lines = [f"{name}: {inspect.getdoc(inspect.getmodule(kind)) or ''}".strip(), "", inspect.getdoc(kind) or ""]
     if issubclass(kind, Method):
         lines += ["", f"decides: {', '.join(decisions(kind))}", f"needs: {', '.join(_needs(kind)) or 'nothing'}"]
+        if "route" in decisions(kind):
+            policy = kind()
+            after = "does not depend" if policy.causal else "depends"
+            lines += [
+                f"sees: {', '.join(('routing', *policy.sees))}",
+                f"causal: a token's choice {after} on later tokens",
+            ]
     else:
         lines += ["", f"metric: {kind.metric}", f"counterpart: {kind.counterpart or 'none, it is the original'}"]
     fields = [f for f in dataclasses.fields(kind) if f.init]

@@ -51,13 +51,18 @@ class Composition:
     parts: tuple[Part, ...]
 
     def owner(self, decision: str) -> Part:
-        """The part that takes `decision`; a default from `defaults.json` was added for those nobody asked for."""
+        """The part that takes `decision`; a default from `defaults.json` was added where there is one."""
         return next(part for part in self.parts if decision in decisions(part.method))
 
     @property
     def compresses(self) -> bool:
-        """Whether the model is changed at all; what leaves it alone has no quantiser and wants no calibration."""
+        """Whether weights are changed at all; what leaves them alone has no quantiser and takes no budget."""
         return all(part.method.compresses for part in self.parts)
+
+    @property
+    def policy(self) -> Part | None:
+        """The part that decides at run time which of the chosen experts run; None leaves it to the router."""
+        return next((part for part in self.parts if "route" in decisions(part.method)), None)
 
     @property
     def allocator(self) -> Method:
@@ -81,8 +86,8 @@ def compose(text: str, *, seed: int = 0) -> Composition:
     parts = [_part(piece, seed) for piece in _pieces(text)]
     owners = _owners(parts)
     inert = [part.name for part in parts if not part.method.compresses]
-    if inert and len(parts) > 1:
-        raise BadInput(f"{inert[0]!r} leaves the model as it is, so no other method goes with it")
+    if inert and any(part.method.compresses and decisions(part.method) != ("route",) for part in parts):
+        raise BadInput(f"{inert[0]!r} leaves the weights as they are, so only a routing policy goes with it")
     for decision, default in defaults()["parts"].items():
         if decision not in owners and not inert:
             parts.append(_part(default, seed))

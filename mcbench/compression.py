@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -174,6 +174,17 @@ class CompressedModel:
         for name, digest in _digests(self._kept_tensors()).items():
             if self._kept.get(name) != digest:
                 raise CheckFailed(f"{name} was to be kept and has changed")
+
+    def expert_bytes(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """[L, E] bytes that each routed expert takes in the weights file, scales included, biases not."""
+        sizes = np.zeros(self.allocation.widths.shape)
+        for layer, width, chosen in _groups(self.allocation):
+            for projection in PROJECTIONS:
+                codes = self.experts.get((layer, projection, width))
+                kept = narrowed(self.model.weight(layer, projection)[chosen]) if codes is None else None
+                tensors = [kept] if kept is not None else list(codes.tensors().values()) if codes is not None else []
+                sizes[layer, chosen] += sum(tensor.nbytes for tensor in tensors) / len(chosen)
+        return sizes
 
     def digest(self) -> str:
         """That of the model as it computes now."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcbench.composition import METHODS, Composition, compose, defaults
-from mcbench.method import Method, decisions
+from mcbench.method import DECISIONS, Method, decisions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mcbench.allocation import BitAllocation, BitBudget
     from mcbench.calibration import CalibrationStats
     from mcbench.model import MoEModel
+    from mcbench.policy import RoutingPolicy
     from mcbench.text import CalibrationData
 
 LAYERS, EXPERTS = 2, 4
@@ -54,7 +55,7 @@ def check_method(name: str) -> list[Promise]:
     composition = compose(name)
     promises.append(_try("its method string reads back to itself", lambda: _reads_back(composition)))
     for decision in decisions(kind):
-        tests = {"allocate": _ALLOCATE, "quantize": _QUANTIZE}[decision]
+        tests = {"allocate": _ALLOCATE, "quantize": _QUANTIZE, "route": _ROUTE}[decision]
         promises += [_try(text, partial(test, composition)) for text, test in tests.items()]
     return promises
 
@@ -86,7 +87,7 @@ def _has_defaults(kind: type[Method]) -> str | None:
 
 
 def _decides(kind: type[Method]) -> str | None:
-    return None if decisions(kind) else "it overrides neither allocate nor quantize"
+    return None if decisions(kind) else f"it overrides none of {', '.join(DECISIONS)}"
 
 
 _FORM: dict[str, Callable[[type[Method]], str | None]] = {
@@ -267,6 +268,107 @@ _QUANTIZE: dict[str, Callable[[Composition], str | None]] = {
     "an expert that no token reaches is not zeroed": _never_zero,
     "more bits leave less error in the weights": _more_bits_less_error,
 }
+
+
+@dataclass(frozen=True)
+class _Routing:
+    """A policy in the tiny model: what it keeps of the pairs of some tokens."""
+
+    policy: RoutingPolicy
+
+    @classmethod
+    def of(cls, composition: Composition) -> _Routing:
+        from mcbench.policy import fit
+
+        part = composition.policy
+        assert part is not None
+        return cls(fit(str(part), part.method, _model(), _data()))
+
+    @classmethod
+    def once(cls, composition: Composition) -> _Routing:
+        """The same, learnt only the first time it is asked for."""
+        return _routing_once(str(composition))
+
+    def kept(self, ids: Tensor, mask: Tensor | None = None) -> NDArray[np.bool_]:
+        """[L, B, S, K] which pairs run, each token's heaviest first; False at padding."""
+        from mcbench.routing import Choices, Routed
+
+        found = []
+
+        def note(choices: Choices) -> Routed:
+            routed = self.policy(choices)
+            found.append((routed.keep & choices.real[:, None]).view(*ids.shape, -1).cpu().numpy())
+            return routed
+
+        with _model().route(note, sees=self.policy.method.sees, layers=self.policy.layers):
+            found.clear()
+            _model().logits(ids, mask)
+        return np.stack(found)
+
+
+def _routes_alike_again(composition: Composition) -> str | None:
+    learnt = (_Routing.once(composition), _Routing.of(composition))
+    first, second = (routing.kept(_data().input_ids) for routing in learnt)
+    return None if np.array_equal(first, second) else "learnt twice from the same data, it keeps other pairs"
+
+
+def _routes_alike_in_a_batch(composition: Composition) -> str | None:
+    routing, ids = _Routing.once(composition), _data().input_ids[:3]
+    together = routing.kept(ids)
+    alone = np.concatenate([routing.kept(row[None]) for row in ids], axis=1)
+    return None if np.array_equal(together, alone) else "a sequence alone keeps other pairs than in a batch"
+
+
+def _routes_alike_padded(composition: Composition) -> str | None:
+    import torch
+
+    routing, ids = _Routing.once(composition), _data().input_ids[:2]
+    padding = torch.zeros(2, 5, dtype=ids.dtype)
+    mask = torch.cat([padding, torch.ones_like(ids)], dim=1)
+    padded = routing.kept(torch.cat([padding, ids], dim=1), mask)[:, :, 5:]
+    return None if np.array_equal(padded, routing.kept(ids)) else "padding on the left changes what is kept"
+
+
+def _is_causal_if_it_says_so(composition: Composition) -> str | None:
+    routing, ids = _Routing.once(composition), _data().input_ids[:2]
+    half = ids.shape[1] // 2
+    same = np.array_equal(routing.kept(ids)[:, :, :half], routing.kept(ids[:, :half]))
+    return None if same or not routing.policy.method.causal else "it says that it is causal, yet later tokens matter"
+
+
+def _gives_finite_weights(composition: Composition) -> str | None:
+    import torch
+
+    routing = _Routing.once(composition)
+    with routing.policy.applied(_model()):
+        logits = _model().logits(_data().input_ids)
+    return None if bool(torch.isfinite(logits).all()) else "under it the model computes NaN or infinity"
+
+
+def _is_kept_in_files(composition: Composition) -> str | None:
+    import tempfile
+
+    from mcbench.policy import load_policy
+
+    policy = _Routing.once(composition).policy
+    with tempfile.TemporaryDirectory() as folder:
+        again = load_policy(policy.save(folder), policy.name, policy.method)
+    return None if again.key == policy.key else "saved and loaded, it is another"
+
+
+_ROUTE: dict[str, Callable[[Composition], str | None]] = {
+    "the same data give the same policy": _routes_alike_again,
+    "a sequence is routed the same alone and in a batch": _routes_alike_in_a_batch,
+    "padding changes nothing": _routes_alike_padded,
+    "where it says that it is causal, later tokens change nothing": _is_causal_if_it_says_so,
+    "the weights that it gives are finite": _gives_finite_weights,
+    "saved and loaded it is the same": _is_kept_in_files,
+}
+
+
+@cache
+def _routing_once(text: str) -> _Routing:
+    return _Routing.of(compose(text))
 
 
 @cache

@@ -166,6 +166,8 @@ class LanguageModel:
     `identity` names the weights (for a compressed model: its digest); without it the weights are hashed when needed.
     `tokens_per_batch` bounds the padded tokens of one forward. `prefix_sharing=False` computes every context anew, for
     models whose routing looks at later tokens; where rows of a model's cache cannot be copied, that is done anyway.
+    `causal=False` says that it does: then text written with a cache differs from a forward over the finished text, and
+    the check at the start leaves writing out.
 
     Raises BadInput for a model without tokenizer, CheckFailed where the fast path and a plain forward of the same
     model differ by more than `tolerance` (nats per token; in 16 bits a rounded router may choose other experts).
@@ -179,6 +181,7 @@ class LanguageModel:
         identity: str = "",
         tokens_per_batch: int = 8192,
         prefix_sharing: bool = True,
+        causal: bool = True,
         check: bool = True,
     ) -> None:
         if tokenizer is None:
@@ -192,6 +195,7 @@ class LanguageModel:
         self._exact = model.dtype in (torch.float32, torch.float64)
         self.tolerance = 2e-3 if self._exact else 0.5
         self._identity = identity
+        self._causal = causal
         self._accepts = set(inspect.signature(model.forward).parameters)
         self._selects_rows, self._keeps_all = self._probe_cache()
         self.sharing: Sharing = "trie" if self._keeps_all else "one level"
@@ -698,6 +702,8 @@ class LanguageModel:
                 f"the batched, cached log-likelihoods of this model differ from plain ones by {worst:.3g} nats "
                 f"per token (tolerance {self.tolerance:g}){advice}"
             )
+        if not self._causal:
+            return worst
         rows = [(n, 0) for n in range(len(contexts))]
         allowance = Prompt("", (), min(5, self.window - room))
         for context, (ids, _) in zip(contexts, self._continue(contexts, [allowance] * 3, rows, None), strict=True):

@@ -9,7 +9,7 @@ Letters in shapes: T tokens, K chosen experts, E experts, D width of the model, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -38,7 +38,10 @@ class ExpertCall(NamedTuple):
 
 @dataclass(eq=False)
 class Experts:
-    """The routed experts of one MoE layer. `name` is that of their module inside the model."""
+    """The routed experts of one MoE layer. `name` is that of their module inside the model.
+
+    policy: given hidden [T, D], the router's index [T, K] and weight [T, K], says which index and weight to run.
+    """
 
     name: str
     module: nn.Module
@@ -50,6 +53,7 @@ class Experts:
     biased: bool
     last_call: ExpertCall | None = field(default=None, repr=False)
     listening: bool = False
+    policy: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
 
     def matrices(self, projection: str) -> Tensor:
         """[E, out, in] view of the stored weights: what is written into it is in the model."""
@@ -201,6 +205,8 @@ def experts_forward(module: nn.Module, hidden: Tensor, index: Tensor, weight: Te
         experts = _read(type(module).__name__, module)
     if experts.listening:
         experts.last_call = ExpertCall(hidden, index, weight)
+    if experts.policy is not None:
+        index, weight = experts.policy(hidden, index, weight)
     return experts.run(hidden, index, weight)
 
 

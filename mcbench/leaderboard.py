@@ -194,7 +194,7 @@ def _rank(record: Record) -> tuple[object, ...]:
 
 
 def _uncompressed(record: Record) -> bool:
-    return record.bits.expert == record.bits.label == 16
+    return record.bits.expert == record.bits.label == 16 and record.routing is None
 
 
 def _comparison(record: Record) -> tuple[object, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,9 +11,12 @@ if TYPE_CHECKING:  # torch stays out of reach until a method computes with it
 
     from mcbench.allocation import BitAllocation, BitBudget, WeightCount
     from mcbench.calibration import CalibrationStats
+    from mcbench.model import MoEModel
     from mcbench.quantization import QuantizedTensor
+    from mcbench.routing import Choices, Learnt, Routed
+    from mcbench.text import CalibrationData
 
-DECISIONS = ("allocate", "quantize")
+DECISIONS = ("allocate", "quantize", "route")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,40 @@ class Method:
 
         `hessian` [N, in, in] is 2 x x^T averaged over the tokens that reach each matrix; it is None unless the class
         sets `needs_hessian`. N matrices at once must give what N calls of one matrix give.
+        """
+        raise NotImplementedError
+
+    # ---- route: which of the chosen experts run, for this token, now?
+
+    @property
+    def sees(self) -> tuple[str, ...]:
+        """What `route` looks at beside the router's choice: of "hidden", "logits" and "attention"."""
+        return ()
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token's experts depend on nothing that comes after it, so that scores mean what generation does.
+
+        Where they do depend on it, teacher-forced scores see tokens that generation would not have: they are computed
+        from whole sequences, each for itself, and generated text follows the policy's rule for decoding.
+        """
+        return True
+
+    @property
+    def prefix_cacheable(self) -> bool:
+        """Whether the state of a shared context may be reused: its tokens' experts do not depend on what follows."""
+        return self.causal
+
+    def learn(self, model: MoEModel, data: CalibrationData) -> Learnt:
+        """What `route` has to know about the model that it will run in, found out on calibration data."""
+        from mcbench.routing import Learnt
+
+        return Learnt({}, {})
+
+    def route(self, choices: Choices, learnt: Mapping[str, Tensor]) -> Routed:
+        """Which (token, expert) pairs of one layer run, and with what weights; `learnt` are the tables of `learn`.
+
+        A token's answer must not depend on other sequences of the batch or on padding.
         """
         raise NotImplementedError
 

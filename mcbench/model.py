@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mcbench.allocation import WeightCount
+from mcbench.attention import Received, collecting
 from mcbench.errors import BadInput
 from mcbench.experts import IMPLEMENTATION, PROJECTIONS, Experts, find_experts, prove_layout
 from mcbench.loading import read_model
 from mcbench.router import RouterRule, read_rule
+from mcbench.routing import SIGHTS, Choices, PairCounts, Routed
 
 __all__ = ["PROJECTIONS", "MoEBatch", "MoEModel", "Trace", "load_model"]
 
@@ -320,6 +322,58 @@ class MoEModel:
                 stack.enter_context(_listening(found.block, watch.finished(index)))
             yield
 
+    @contextmanager
+    def route(
+        self,
+        policy: Callable[[Choices], Routed],
+        *,
+        sees: Sequence[str] = (),
+        layers: Sequence[int] | None = None,
+    ) -> Iterator[PairCounts]:
+        """While open, `policy` says for each of the MoE layers which of the chosen experts run; yields what ran.
+
+        sees: what it wants to see of SIGHTS. layers: where it is asked, everywhere by default; elsewhere all that the
+        router chose runs. Raises BadInput where the model cannot show what the policy wants to see.
+        """
+        chosen = tuple(range(self.layers)) if layers is None else tuple(layers)
+        self._refuse_routing(sees, chosen)
+        switch = _Switch(self, policy, frozenset(sees), frozenset(chosen))
+        with ExitStack() as stack:
+            if "attention" in sees:
+                switch.received = stack.enter_context(collecting(self.model, self._decoders))
+            stack.enter_context(_hooked(self.model, switch.entering))
+            for index, found in enumerate(self._layers):
+                if "logits" in sees:
+                    stack.enter_context(_listening(found.router, switch.routed(index)))
+                found.experts.policy = partial(switch.apply, index)
+                stack.callback(setattr, found.experts, "policy", None)
+            if "attention" in sees:
+                self._try_attention(switch)
+            yield switch.counts
+
+    def _refuse_routing(self, sees: Sequence[str], layers: Sequence[int]) -> None:
+        if not self.is_moe:
+            raise BadInput(f"{self.name!r} is a dense model, so there are no experts to prune")
+        if unknown := sorted(set(sees) - set(SIGHTS)):
+            raise BadInput(f"a policy can see {', '.join(SIGHTS)}, not {unknown[0]!r}")
+        if wrong := [layer for layer in layers if not 0 <= layer < self.layers]:
+            raise BadInput(f"there is no MoE layer {wrong[0]} in {self.name!r}; choose from 0 to {self.layers - 1}")
+        if any(found.experts.policy is not None for found in self._layers):
+            raise BadInput(f"a routing policy is in place in {self.name!r} already; close it first")
+        for layer in layers:
+            self._rule(layer)
+
+    def _try_attention(self, switch: _Switch) -> None:
+        """Runs a few tokens to see whether each layer that the policy prunes reports its attention."""
+        counts, policy = switch.counts, switch.policy
+        switch.counts, switch.policy = (
+            PairCounts(self.layers, self.experts),
+            lambda choices: choices.keep(choices.chosen),
+        )
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        self.logits(torch.arange(1, 1 + _SURVEY_TOKENS)[None] % vocabulary)
+        switch.counts, switch.policy = counts, policy
+
     def _rule(self, layer: int) -> RouterRule:
         found = self._layers[layer]
         if found.rule is None:
@@ -484,6 +538,109 @@ class _Watch:
             )
 
         return note
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Which tokens go through the model just now: everything [B, S], flattened to [T] where a policy sees it."""
+
+    token: Tensor
+    real: Tensor
+    position: Tensor
+    past: Tensor  # [B, 1]
+    decoding: bool
+
+    def flat(self) -> dict[str, Any]:
+        """The fields of `Choices` that are the same in every layer."""
+        batch, length = self.token.shape
+        rows = torch.arange(batch, device=self.token.device)[:, None].expand(batch, length)
+        lengths = self.real.sum(1, keepdim=True).expand(batch, length)
+        fields = {"token": self.token, "real": self.real, "sequence": rows, "position": self.position}
+        fields |= {"place": self.position - self.past, "length": lengths}
+        return {name: value.reshape(-1).contiguous() for name, value in fields.items()} | {"decoding": self.decoding}
+
+
+class _Switch:
+    """Stands between router and experts while a policy is in place."""
+
+    def __init__(
+        self, model: MoEModel, policy: Callable[[Choices], Routed], sees: frozenset[str], layers: frozenset[int]
+    ) -> None:
+        self.model, self.policy, self.sees, self.layers = model, policy, sees, layers
+        self.counts = PairCounts(model.layers, model.experts)
+        self.received: list[Received] = []  # by decoder layer
+        self.passing: dict[str, Any] = {}
+        self.logits: dict[int, Any] = {}
+
+    def entering(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        if not isinstance(ids, Tensor) or not (mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)):
+            raise BadInput("a policy can be used only with input_ids [B, S] and an attention_mask [B, S]")
+        batch, length = ids.shape
+        if mask is None:
+            cache = kwargs.get("past_key_values")
+            seen = int(cache.get_seq_length()) if cache is not None else 0
+            mask = torch.ones(batch, seen + length, dtype=torch.long, device=ids.device)
+        attended = mask.bool().to(ids.device)  # the past comes first
+        real = attended[:, -length:]
+        past = attended[:, :-length].sum(1, keepdim=True)
+        position = (attended.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
+        decoding = length == 1 and bool((past > 0).all())
+        self.passing = _Pass(ids, real, position, past, decoding).flat()
+        for collector in self.received:
+            collector.real, collector.total = real, None
+
+    def routed(self, layer: int) -> Callable[[nn.Module, Any], None]:
+        return lambda _, output: self.logits.__setitem__(layer, output)
+
+    def apply(self, layer: int, hidden: Tensor, index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The index [T, K] and weight [T, K] that run, slot by slot as the router had them."""
+        found, experts = self.model._layers[layer], self.model.experts
+        if len(hidden) != len(self.passing["real"]):
+            raise BadInput(f"MoE layer {layer} sees {len(hidden)} of {len(self.passing['real'])} tokens")
+        falling = weight.masked_fill(index >= experts, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+        choices = Choices(
+            layer=layer,
+            experts=experts,
+            normalizes=found.rule.normalizes if found.rule is not None else False,
+            index=index.gather(-1, falling),
+            weight=weight.gather(-1, falling),
+            **self._passing_on(hidden.device),
+            hidden=hidden if "hidden" in self.sees else None,
+            logits=self._logits(layer, len(index), weight) if layer in self.layers else None,
+            attention=self._attention(layer, hidden.device) if layer in self.layers else None,
+        )
+        if layer not in self.layers:
+            self.counts.add(choices, None)
+            return index, weight
+        routed = self.policy(choices)
+        self.counts.add(choices, routed)
+        keep = torch.zeros_like(routed.keep).scatter(-1, falling, routed.keep)
+        return index.masked_fill(~keep, experts), torch.zeros_like(weight).scatter(-1, falling, routed.weight)
+
+    def _passing_on(self, device: torch.device) -> dict[str, Any]:
+        return {name: v.to(device) if isinstance(v, Tensor) else v for name, v in self.passing.items()}
+
+    def _logits(self, layer: int, tokens: int, weight: Tensor) -> Tensor | None:
+        if "logits" not in self.sees:
+            return None
+        return _router_logits(self.logits.pop(layer), self.model.experts, tokens, weight)
+
+    def _attention(self, layer: int, device: torch.device) -> Tensor | None:
+        """[T] received by each token, divided by the number of queries at or after it."""
+        if "attention" not in self.sees:
+            return None
+        total = self.received[self.model._layers[layer].decoder].total
+        if total is None:
+            raise BadInput(
+                f"the attention of MoE layer {layer} of {self.model.name!r} cannot report what tokens receive (it has "
+                "no softmax attention in transformers' registry); leave that layer out of layers=(...), or choose a "
+                "policy that does not need attention"
+            )
+        later = (self.passing["length"] - self.passing["place"]).clamp(min=1)
+        received: Tensor = total.reshape(-1).to(device) / later.to(device)
+        return received
 
 
 def _decoder_layers(model: PreTrainedModel, experts: Sequence[Experts]) -> tuple[str, list[nn.Module]]:

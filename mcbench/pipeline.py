@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
+import math
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,19 +20,24 @@ from mcbench.catalogue import select_tasks
 from mcbench.composition import METHODS, Composition, Part, compose, defaults
 from mcbench.datasets import data_folder
 from mcbench.errors import BadInput
-from mcbench.files import require_writable
+from mcbench.files import require_writable, write_whole
 from mcbench.method import decisions
 from mcbench.progress import muted, stage
 from mcbench.record import FILE_NAME, Record, Result
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mcbench.compression import Sizes
     from mcbench.model import MoEModel
+    from mcbench.policy import RoutingPolicy
+    from mcbench.routing import PairCounts
     from mcbench.stats import CalibrationStats
     from mcbench.store import ExpertStore
     from mcbench.task import Scores, Task
     from mcbench.text import CalibrationData
 
+SHOWN_NUMBERS = 2048  # a table of a policy with more stands in its own file only
 FOUR_BITS = 4  # of attention and shared experts, whatever the method, so that only the experts differ
 
 
@@ -59,7 +66,8 @@ def run(
 ) -> Record:
     """Compresses a model, evaluates it beside the uncompressed one, and writes a record under `out`.
 
-    `method` is a method string such as "pmq(beta=1)+hqq". `bits` is the average as the papers label it, `expert_bits`
+    `method` is a method string such as "pmq(beta=1)+hqq" or "pmq+odp"; with a routing policy the compressed model is
+    evaluated under the router alone as well. `bits` is the average as the papers label it, `expert_bits`
     that over routed experts alone; give one of them unless the method can reach only one. `widths` are the candidate
     widths of an expert. `model` is a name, folder or hub id; `tasks` are tasks or suites, by commas. `save` is a folder
     for the packed model. `data_dir` is a folder of published evaluation sets, looked into before the Hugging Face cache
@@ -94,18 +102,29 @@ def run(
             data = _data(composition, moe, calibration, samples, length, seed)
         with clock.stage("evaluate 16 bits"):
             before = exam.take(moe, moe.digest(), "uncompressed")
-        if budget is None or data is None:
+        if budget is None:
             learnt, after = _unchanged(moe), before
         else:
+            assert data is not None
             with clock.stage("calibrate"):
                 store, stats = _calibrate(composition, moe, data, budget, Path(out))
             with clock.stage("allocate"):
                 allocation = composition.allocator.allocate(stats, budget)
             with clock.stage("compress"):
-                learnt = _compress(moe, budget, allocation, store, stats, data, seed, str(composition), save)
+                learnt = _compress(
+                    moe, budget, allocation, store, stats, data, seed, _without_policy(composition), save
+                )
             with clock.stage("evaluate"):
-                after = exam.take(moe, learnt.identity, f"{composition} {budget.asked:g}")
-        record = _record(composition, moe, learnt, before, after, clock, seed, command)
+                after = exam.take(moe, learnt.identity, f"{_without_policy(composition)} {budget.asked:g}")
+        routing = None
+        if composition.policy is not None:
+            assert data is not None
+            with clock.stage("calibrate routing"):
+                policy = _fit(composition.policy, moe, data, learnt.identity, Path(out))
+            with clock.stage("evaluate pruned"):
+                pruned = exam.take(moe, learnt.identity, f"{composition} {budget.asked if budget else 16:g}", policy)
+            routing, after = _routing(policy, moe, learnt, pruned, after), pruned
+        record = _record(composition, moe, learnt, before, after, clock, seed, command, routing)
         record.save(after.folder / FILE_NAME)
         return record
 
@@ -135,6 +154,8 @@ class Answers:
     fingerprint: str
     settings: dict[str, Any]
     isolation: str
+    counts: PairCounts | None = None
+    uncounted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,28 +179,73 @@ class Exam:
         if absent:
             raise BadInput("\n".join(dict.fromkeys(absent)))
 
-    def take(self, moe: MoEModel, identity: str, title: str) -> Answers:
-        """Evaluates the model; samples answered by an earlier, interrupted run are kept."""
+    def take(self, moe: MoEModel, identity: str, title: str, policy: RoutingPolicy | None = None) -> Answers:
+        """Evaluates the model, under a policy if one is given; samples that an interrupted run answered are kept."""
         from mcbench.evaluation import LanguageModel
 
-        lm = LanguageModel(moe.model, moe.tokenizer, identity=identity)
-        key = hashlib.sha256(f"{lm.fingerprint} {self.limit}".encode()).hexdigest()[:10]
-        folder = self.out / f"{_slug(Path(moe.name).name)}-{_slug(title)}-{key}"
-        scores = tuple(
-            (
-                task,
-                task.evaluate(
-                    lm,
-                    limit=self.limit,
-                    sink=folder / f"{task.protocol}.jsonl",
-                    allow_code_execution=self.allow_code_execution,
-                    execute=self.execute,
-                ),
+        with ExitStack() as stack:
+            counter = None
+            ways: dict[str, bool] = {}
+            if policy is not None:
+                counter = _Counter(stack.enter_context(policy.applied(moe, identity)))
+                identity = hashlib.sha256(f"{identity} {policy.key}".encode()).hexdigest()
+                ways = {"prefix_sharing": policy.method.prefix_cacheable, "causal": policy.method.causal}
+            lm = LanguageModel(moe.model, moe.tokenizer, identity=identity, **ways)
+            key = hashlib.sha256(f"{lm.fingerprint} {self.limit}".encode()).hexdigest()[:10]
+            folder = self.out / f"{_slug(Path(moe.name).name)}-{_slug(title)}-{key}"
+            scores = []
+            for task in self.tasks:
+                sink = folder / f"{task.protocol}.jsonl"
+                with counter.task(task.name, sink) if counter is not None else ExitStack():
+                    scores.append(
+                        (
+                            task,
+                            task.evaluate(
+                                lm,
+                                limit=self.limit,
+                                sink=sink,
+                                allow_code_execution=self.allow_code_execution,
+                                execute=self.execute,
+                            ),
+                        )
+                    )
+            isolation = next((s.details["isolation"] for _, s in scores if "isolation" in s.details), "")
+            return Answers(
+                identity,
+                tuple(scores),
+                folder,
+                lm.fingerprint,
+                lm.settings(),
+                isolation,
+                counter.total if counter is not None else None,
+                tuple(counter.uncounted) if counter is not None else (),
             )
-            for task in self.tasks
-        )
-        isolation = next((s.details["isolation"] for _, s in scores if "isolation" in s.details), "")
-        return Answers(identity, scores, folder, lm.fingerprint, lm.settings(), isolation)
+
+
+class _Counter:
+    """Keeps the pairs of each task beside its samples, so that a run that goes on knows those of its beginning."""
+
+    def __init__(self, counts: PairCounts) -> None:
+        from mcbench.routing import PairCounts
+
+        self.counts, self.total = counts, PairCounts(counts.layers, counts.experts)
+        self.uncounted: list[str] = []
+
+    @contextmanager
+    def task(self, name: str, sink: Path) -> Iterator[None]:
+        """Counts what runs inside, or reads what was counted when the samples in `sink` were made."""
+        kept = sink.with_suffix(".pairs.json")
+        resumed = sink.is_file()
+        self.counts.clear()
+        yield
+        if kept.is_file():
+            content = json.loads(kept.read_text(encoding="utf-8"))
+        else:
+            content = {"whole": not resumed, "pairs": self.counts.tables()}
+            write_whole(kept, json.dumps(content).encode())
+        self.total.include(content["pairs"])
+        if not content["whole"]:
+            self.uncounted.append(name)
 
 
 @dataclass(frozen=True)
@@ -189,6 +255,7 @@ class Compressed:
     allocation: BitAllocation
     sizes: Sizes
     identity: str
+    expert_bytes: np.ndarray[Any, np.dtype[np.float64]]  # [L, E]
     budget: BitBudget | None = None
     calibration: recorded.Calibration | None = None
     fallbacks: tuple[str, ...] = ()
@@ -216,6 +283,8 @@ def _budget(
     composition: Composition, moe: MoEModel, bits: float | None, expert_bits: float | None, widths: tuple[int, ...]
 ) -> BitBudget | None:
     """The budget as asked for; None where nothing is compressed. BadInput where none was given and one is needed."""
+    if composition.policy is not None and not moe.is_moe:
+        raise BadInput(f"{moe.name!r} is a dense model, so {composition.policy.name!r} has no experts to prune")
     if not composition.compresses:
         return None
     if not moe.is_moe:
@@ -249,7 +318,7 @@ def _data(
 ) -> CalibrationData | None:
     from mcbench.text import SAMPLES, calibration_data
 
-    if not composition.compresses:
+    if not composition.compresses and composition.policy is None:
         return None
     return calibration_data(moe, source, samples=SAMPLES if samples is None else samples, length=length, seed=seed)
 
@@ -301,7 +370,9 @@ def _compress(
         starved=len(stats.starved),
     )
     fallbacks = tuple(dict.fromkeys((*map(str, store.fallbacks), *stats.provenance.get("fallbacks", ()))))
-    return Compressed(allocation, compressed.sizes, compressed.digest(), budget, calibration, fallbacks)
+    return Compressed(
+        allocation, compressed.sizes, compressed.digest(), compressed.expert_bytes(), budget, calibration, fallbacks
+    )
 
 
 def _require_place(save: str | Path) -> None:
@@ -318,7 +389,82 @@ def _unchanged(moe: MoEModel) -> Compressed:
 
     widths = np.full((moe.layers, moe.experts), 16)
     allocation = BitAllocation(widths, attention=16, shared=16, router=16)
-    return Compressed(allocation, uncompressed_sizes(moe), moe.digest())
+    sizes = uncompressed_sizes(moe)
+    expert_bytes = np.full(widths.shape, sizes.bytes["experts"] / max(1, widths.size))
+    return Compressed(allocation, sizes, moe.digest(), expert_bytes)
+
+
+def _printed(numbers: Any) -> Any:
+    """Nested lists of numbers; those that JSON does not know as text."""
+    if isinstance(numbers, list):
+        return [_printed(inner) for inner in numbers]
+    return numbers if math.isfinite(numbers) else str(numbers)
+
+
+def _without_policy(composition: Composition) -> str:
+    """The method string of what is done to the weights alone."""
+    return "+".join(str(part) for part in composition.parts if part is not composition.policy)
+
+
+def _fit(part: Part, moe: MoEModel, data: CalibrationData, identity: str, out: Path) -> RoutingPolicy:
+    """The policy, learnt on the model that will run under it; kept under `out`."""
+    from mcbench.policy import fit
+
+    return fit(
+        str(part), part.method, moe, data, identity=identity, source=_source_digest(part), folder=out / "calibration"
+    )
+
+
+def _routing(
+    policy: RoutingPolicy, moe: MoEModel, learnt: Compressed, pruned: Answers, unpruned: Answers
+) -> recorded.Routing:
+    """What the policy did in the evaluation, and its scores beside those of the same weights under the router alone."""
+    from mcbench.comparison import difference
+
+    counts = pruned.counts
+    assert counts is not None
+    outcomes = []
+    for (task, scores), (_, plain) in zip(pruned.scores, unpruned.scores, strict=True):
+        delta = difference(scores, plain)
+        outcomes.append(
+            recorded.Unpruned(
+                task.name, plain.value, delta.value if delta else None, delta.standard_error if delta else None
+            )
+        )
+    phases = [
+        recorded.Pairs(
+            tokens=int(counts.tokens[phase]),
+            chosen=tuple(counts.chosen[phase].sum(-1).tolist()),
+            executed=tuple(counts.executed[phase].sum(-1).tolist()),
+            protected=tuple(counts.protected[phase].tolist()),
+        )
+        for phase in (0, 1)
+    ]
+    always = sum(learnt.sizes.bytes.get(name, 0) for name in ("attention", "shared", "router"))
+    tokens = int(counts.tokens.sum())
+
+    def active(pairs: np.ndarray[Any, np.dtype[np.int64]]) -> float | None:
+        return always + float((pairs.sum(0) * learnt.expert_bytes).sum()) / tokens if tokens else None
+
+    return recorded.Routing(
+        policy=policy.name,
+        key=policy.key,
+        causal=policy.method.causal,
+        prefix_cacheable=policy.method.prefix_cacheable,
+        layers=tuple(range(moe.layers)) if policy.layers is None else policy.layers,
+        facts=policy.learnt.facts,
+        tables={
+            name: _printed(table.tolist()) if table.numel() <= SHOWN_NUMBERS else f"{tuple(table.shape)}"
+            for name, table in policy.learnt.tables.items()
+        },
+        provenance=policy.provenance,
+        prefill=phases[0],
+        decode=phases[1],
+        active_bytes_per_token=active(counts.executed),
+        router_bytes_per_token=active(counts.chosen),
+        unpruned=tuple(outcomes),
+        uncounted=pruned.uncounted,
+    )
 
 
 def _record(
@@ -330,6 +476,7 @@ def _record(
     clock: Clock,
     seed: int,
     command: Sequence[str],
+    routing: recorded.Routing | None,
 ) -> Record:
     import torch
 
@@ -384,6 +531,7 @@ def _record(
         evaluation=after.settings,
         isolation=after.isolation,
         stages=clock.seconds,
+        routing=routing,
         command=tuple(command),
     )
 

@@ -25,7 +25,7 @@ from mcbench.errors import BadInput
 from mcbench.files import write_whole
 from mcbench.task import Estimate, Scores
 
-SCHEMA = 1
+SCHEMA = 2
 FILE_NAME = "record.json"
 PACKAGES = ("mcbench", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pulp", "highspy", "hqq")
 
@@ -86,6 +86,69 @@ class Calibration:
     statistics: str
     unseen: int = 0
     starved: int = 0
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """(token, expert) pairs of the tasks' real tokens in one phase, layer by layer.
+
+    chosen: what the router chose; executed: what ran; protected: tokens that a rule kept whole.
+    """
+
+    tokens: int
+    chosen: tuple[int, ...]
+    executed: tuple[int, ...]
+    protected: tuple[int, ...]
+
+    @property
+    def share(self) -> float | None:
+        """The share of the chosen pairs that ran, over all layers; None where there were none."""
+        return sum(self.executed) / sum(self.chosen) if sum(self.chosen) else None
+
+
+@dataclass(frozen=True)
+class Unpruned:
+    """A task's value under the router alone, same weights, and the paired difference of the policy to it."""
+
+    task: str
+    value: float | None
+    difference: float | None
+    difference_error: float | None
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What a routing policy did while the tasks ran.
+
+    policy: as in the method string; key: digest of all that it learnt. causal: a token's experts depend on nothing
+    after it; where False, scores of whole sequences see what generation would not have. layers: those it prunes.
+    facts, tables: what it learnt (tables too large to print are named by shape). provenance: on which data.
+    prefill, decode: the pairs of each phase; a decode pass adds one token to sequences that have a past.
+    uncounted: tasks whose pairs are known in part only, because samples of an interrupted run were kept.
+    active_bytes_per_token: bytes of the weights that a token reads on average: routed experts that ran, attention,
+    shared experts and router; router_bytes_per_token: the same if all that the router chose had run.
+    """
+
+    policy: str
+    key: str
+    causal: bool
+    prefix_cacheable: bool
+    layers: tuple[int, ...]
+    facts: Mapping[str, Any]
+    tables: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    prefill: Pairs
+    decode: Pairs
+    active_bytes_per_token: float | None
+    router_bytes_per_token: float | None
+    unpruned: tuple[Unpruned, ...] = ()
+    uncounted: tuple[str, ...] = ()
+
+    @property
+    def share(self) -> float | None:
+        """The share of the chosen pairs that ran, over all MoE layers and both phases; None where there were none."""
+        chosen = sum(self.prefill.chosen) + sum(self.decode.chosen)
+        return (sum(self.prefill.executed) + sum(self.decode.executed)) / chosen if chosen else None
 
 
 @dataclass(frozen=True)
@@ -177,6 +240,7 @@ class Record:
     baseline: the fingerprint of the uncompressed model that the results are compared with; empty without one.
     fingerprint: that of the model evaluated: weights, tokenizer, precision and way of computing.
     isolation: how generated programs were confined; empty where none ran. stages: seconds by stage of the run.
+    routing: what a routing policy did; None where the router alone decides.
     """
 
     method: str
@@ -195,6 +259,7 @@ class Record:
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     isolation: str = ""
     stages: Mapping[str, float] = field(default_factory=dict)
+    routing: Routing | None = None
     command: tuple[str, ...] = ()
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -254,7 +319,11 @@ class _Misfit(Exception):
 
 
 # what brings the contents of a schema to the next one
-_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: lambda content: content,  # before there were routing policies
+}
+# fields of a record that later schemas added: left out where they are None, so that older records keep their digest
+_ADDED = ("routing",)
 
 
 def _content(text: str, where: str) -> dict[str, Any]:
@@ -290,6 +359,9 @@ def _plain(value: Any) -> Any:
     """The JSON form of a field; floats that JSON does not know become "inf", "-inf" and "nan"."""
     if isinstance(value, BitAllocation):
         return value.to_json()
+    if isinstance(value, Record):
+        fields = [f.name for f in dataclasses.fields(value)]
+        return {n: _plain(getattr(value, n)) for n in fields if n not in _ADDED or getattr(value, n) is not None}
     if dataclasses.is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Estimate):
@@ -334,6 +406,7 @@ def _read(kind: Any, value: Any, at: str) -> Any:
 
 def _read_fields(kind: Any, value: Any, at: str) -> Any:
     _expect(isinstance(value, dict), value, at)
+    value = {**dict.fromkeys(_ADDED), **value} if kind is Record else value
     hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if typing.get_origin(hint) is not type}
     for name in (*(n for n in hints if n not in value), *(n for n in value if n not in hints)):
         raise _Misfit(f"{'.'.join(filter(None, (at, name)))} is {'unknown' if name in value else 'missing'}")

@@ -7,11 +7,12 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from mcbench.datasets import Found
-from mcbench.record import Record, Result
+from mcbench.record import Record, Result, Routing
 from mcbench.task import Scores
 
 COLUMNS = 100  # fits a terminal, and a page when printed
 UNBROKEN = "\u00a0"  # a space at which no line is broken
+SHOWN_LAYERS = 6  # a model of more MoE layers shows the sum alone; the record has each
 CHANCE = "~"  # marks a difference that chance could explain
 CHANCE_ERRORS = 1.96  # standard errors: 95 % of such differences come about without any cause
 
@@ -23,6 +24,8 @@ def table(record: Record) -> str:
     blocks = [f"{record.method} on {model.name} ({model.architecture}, {experts})", _bits(record)]
     if record.results:
         blocks.append(_results(record.results))
+    if record.routing is not None:
+        blocks.append(_routing(record.routing, record.results))
     blocks += [notes] if (notes := _notes(record)) else []
     return "\n\n".join(blocks)
 
@@ -100,6 +103,40 @@ def _bits(record: Record) -> str:
     return _aligned(["bits per weight", *shown], [["", *shown.values()]], left=1)
 
 
+def _routing(routing: Routing, results: Sequence[Result]) -> str:
+    """What ran of what the router chose, and each task beside the same weights under the router alone."""
+    phases = {"prefill": routing.prefill, "decode": routing.decode}
+    layers = range(len(routing.prefill.chosen))
+    rows = [
+        [name, str(pairs.tokens), _percent(pairs.share), str(sum(pairs.protected))]
+        + [_percent(pairs.executed[n] / pairs.chosen[n]) for n in layers if len(layers) <= SHOWN_LAYERS]
+        for name, pairs in phases.items()
+        if pairs.tokens and all(pairs.chosen)
+    ]
+    each = [f"layer {n}" for n in layers if len(layers) <= SHOWN_LAYERS]
+    tables = [_aligned(["pairs executed", "tokens", "all layers", "protected", *each], rows, left=1)] if rows else []
+    by_task = {result.task: result for result in results}
+    compared = [
+        [
+            plain.task,
+            number(result, plain.value),
+            number(result, result.value),
+            with_error(result, plain.difference, plain.difference_error, sign=True),
+            CHANCE if plain.difference is not None and _within_chance(plain.difference, plain.difference_error) else "",
+        ]
+        for plain in routing.unpruned
+        if plain.value is not None and (result := by_task[plain.task]).value is not None
+    ]
+    if compared:
+        heads = [f"under {routing.policy}", "router alone", "pruned", "difference ± s.e.", ""]
+        tables.append(_aligned(heads, compared, left=1))
+    return "\n\n".join(tables)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
 def _results(results: Sequence[Result]) -> str:
     compared = any(result.baseline is not None for result in results)
     heads = ["task", "metric", "n", "chance", *(["16 bits"] if compared else []), "score ± s.e."]
@@ -125,9 +162,11 @@ def _difference(result: Result) -> tuple[str, str]:
 
 def could_be_chance(result: Result) -> bool:
     """Whether the paired difference lies within 1.96 of its standard errors of nothing, or its error is unknown."""
-    if result.difference is None or result.difference_error is None:
-        return True
-    return abs(result.difference) <= CHANCE_ERRORS * result.difference_error
+    return _within_chance(result.difference, result.difference_error)
+
+
+def _within_chance(difference: float | None, error: float | None) -> bool:
+    return difference is None or error is None or abs(difference) <= CHANCE_ERRORS * error
 
 
 def _notes(record: Record) -> str:
@@ -143,11 +182,27 @@ def _caveats(record: Record) -> Iterator[tuple[str, str]]:
             yield "skipped", f"{result.task}: {result.skipped}"
         if result.truncated:
             yield "truncated", f"{result.task}: {result.truncated} samples lost tokens to the model's window"
+    if record.routing is not None:
+        yield from _routing_caveats(record.routing)
     if record.partial:
         yield "partial", "--limit left items out, so the leaderboard leaves this record out"
     if record.fallbacks:
         more = len(record.fallbacks) - 1
         yield "fallback", record.fallbacks[0] + (f"; and {more} more, see the record" if more else "")
+
+
+def _routing_caveats(routing: Routing) -> Iterator[tuple[str, str]]:
+    if not routing.causal:
+        yield (
+            "not causal",
+            "the policy looks at later tokens: scores of whole texts see what generation would not have, and text that "
+            "is generated follows the policy's rule for decoding",
+        )
+    if routing.uncounted:
+        yield (
+            "pairs",
+            f"counted in part only, as samples of an interrupted run were kept: {', '.join(routing.uncounted)}",
+        )
 
 
 def _facts(record: Record) -> Iterator[tuple[str, str]]:
@@ -156,6 +211,9 @@ def _facts(record: Record) -> Iterator[tuple[str, str]]:
         yield "experts", ", ".join(f"{n} at {width} bit{'s' * (width > 1)}" for width, n in widths)
     sizes = record.bits.bytes
     yield "weights", _sum(((name, _megabytes(size)) for name, size in sizes.items()), _megabytes(sum(sizes.values())))
+    if (routing := record.routing) is not None and routing.active_bytes_per_token is not None:
+        active, full = routing.active_bytes_per_token, routing.router_bytes_per_token or 0.0
+        yield "active", f"{active / 1e6:.3f} MB of weights read per token, {full / 1e6:.3f} MB under the router alone"
     if record.stages:
         seconds = record.stages
         yield "time", _sum(((name, f"{t:.1f} s") for name, t in seconds.items()), f"{sum(seconds.values()):.1f} s")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mcbench.allocation import BitAllocation, WeightCount
-from mcbench.record import Bits, Calibration, Environment, Model, Part, Record, Result
+from mcbench.record import Bits, Calibration, Environment, Model, Pairs, Part, Record, Result, Routing, Unpruned
 from mcbench.task import Estimate
 
 COUNT = WeightCount(layers=2, experts=4, per_expert=1000, attention=2000, shared=0, router=64, other=3000)
@@ -87,6 +87,26 @@ def sample_record(**changes: Any) -> Record:
         "created": "2026-01-02T03:04:05+00:00",
     }
     return Record(**{**settings, **changes})
+
+
+def with_routing(record: Record, **changes: Any) -> Record:
+    """The same run under a routing policy that skips a sixth in prefill and a fourth in decode."""
+    settings: dict[str, Any] = {
+        "policy": "odp(skip=0.15)",
+        "key": "f" * 64,
+        "causal": False,
+        "prefix_cacheable": False,
+        "layers": (0, 1),
+        "facts": {"quantile": 0.31, "skipped": 0.15, "rounds": 2},
+        "tables": {"threshold": [["-inf", 0.4], ["-inf", 0.5]]},
+        "provenance": {"data": "c" * 64, "tokens": 16384},
+        "prefill": Pairs(600, (1200, 1200), (1000, 1000), (12, 12)),
+        "decode": Pairs(40, (80, 80), (50, 70), (0, 0)),
+        "active_bytes_per_token": 1500.0,
+        "router_bytes_per_token": 1800.0,
+        "unpruned": (Unpruned("mini-perplexity", 7.1, 0.4, 0.05), Unpruned("mini-piqa", 0.61, -0.01, 0.02)),
+    }
+    return dataclasses.replace(record, routing=Routing(**{**settings, **changes}))
 
 
 def with_bits(record: Record, **changes: Any) -> Record:

@@ -36,7 +36,7 @@ def test_the_seed_fills_a_seed_field_that_nobody_set() -> None:
     ("text", "message"),
     [
         ("pmq+fnorm", "both 'pmq' and 'fnorm' allocate"),
-        ("none+rtn", "'none' leaves the model as it is"),
+        ("none+rtn", "'none' leaves the weights as they are"),
         ("gptq+rtn", "both 'gptq' and 'rtn' quantize"),
         ("pmq(beta)", "as field=value"),
         ("pmq(beta=soft)", "pmq: beta must be float"),
@@ -53,6 +53,17 @@ def test_a_string_that_makes_no_sense_says_why(text: str, message: str) -> None:
 def test_a_misspelt_setting_is_answered_with_the_nearest() -> None:
     with pytest.raises(UnknownName, match="pmq has no hyper-parameter 'bata'; did you mean 'beta'"):
         compose("pmq(bata=1)")
+
+
+def test_none_goes_with_a_routing_policy_and_takes_no_quantiser() -> None:
+    composition = compose("none+topk(k=1)")
+    assert [part.name for part in composition.parts] == ["none", "topk"] and not composition.compresses
+    assert composition.policy is not None and composition.policy.settings()["k"] == 1
+
+
+def test_an_alias_is_the_parts_it_stands_for() -> None:
+    assert compose("mc").parts == compose("pmq+gptq+odp").parts
+    assert compose("pmq").policy is None
 
 
 def test_none_stands_alone() -> None:

@@ -101,6 +101,11 @@ def test_records_of_every_schema_still_load(path: Path) -> None:
     assert Record.load(path).method == "pmq+gptq"
 
 
+def test_an_older_record_keeps_its_digest() -> None:
+    text = (FIXTURES / "record-schema-1.json").read_text()
+    assert Record.from_json(text).digest == json.loads(text)["digest"]
+
+
 def test_every_schema_has_a_fixture() -> None:
     assert [f"record-schema-{n}.json" for n in range(1, records.SCHEMA + 1)] == [
         path.name for path in sorted(FIXTURES.glob("record-schema-*.json"))

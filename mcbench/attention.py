@@ -1,0 +1,158 @@
+"""How much attention each token receives, summed up while the model's attention runs.
+
+A function of ours stands in transformers' attention registry. It lets the model's own implementation compute the
+output, and beside that asks the model's own eager attention for the probabilities of a few queries at a time, adds up
+their columns and forgets them: never more than a block of queries, whatever the model does with sinks, windows or caps.
+
+Letters in shapes: B sequences, H heads, S queries of this pass, N keys, past ones included.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from mcbench.errors import BadInput
+
+IMPLEMENTATION = "mcbench"  # the name under which our function stands in the registry
+SUPPORTED = ("sdpa", "eager")  # what the output may be computed with
+BLOCK_ELEMENTS = 1 << 23  # probabilities held at once: 32 MiB in fp32
+
+_COLLECTOR = "_mcbench_received"
+
+
+class Received:
+    """The attention that the tokens of one decoder layer receive in the pass that is going on.
+
+    own: the implementation that computes the output. real: [B, S] bool, set before each pass. total: [B, S] fp32, mean
+    over heads of the probabilities in a token's column, summed over the real queries of the pass; None before it ran.
+    """
+
+    def __init__(self, own: str) -> None:
+        self.own = own
+        self.real: Tensor | None = None
+        self.total: Tensor | None = None
+
+    def add(self, columns: Tensor) -> None:
+        """Takes the sums [B, N] of one call; those of past keys are not asked for."""
+        assert self.real is not None
+        now = columns[:, -self.real.shape[1] :]
+        self.total = now if self.total is None else self.total + now
+
+
+@contextmanager
+def collecting(model: nn.Module, decoders: Sequence[nn.Module]) -> Iterator[list[Received]]:
+    """While open, the attention inside each of the decoder layers reports what its tokens receive.
+
+    Raises BadInput for a model that runs another attention implementation than sdpa or eager.
+    """
+    config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
+    own = config._attn_implementation or "eager"
+    if own not in SUPPORTED:
+        raise BadInput(
+            f"the attention implementation {own!r} cannot report the attention that tokens receive; load the model "
+            f"with {' or '.join(SUPPORTED)}, or choose a policy that does not need it"
+        )
+    collectors = [Received(own) for _ in decoders]
+    try:
+        for decoder, collector in zip(decoders, collectors, strict=True):
+            for module in decoder.modules():
+                module.__dict__[_COLLECTOR] = collector
+        config._attn_implementation = IMPLEMENTATION
+        yield collectors
+    finally:
+        config._attn_implementation = own
+        for decoder in decoders:
+            for module in decoder.modules():
+                module.__dict__.pop(_COLLECTOR, None)
+
+
+def attention_forward(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """The function in transformers' registry: query [B, H, S, .], key and value [B, ., N, .], mask as for sdpa."""
+    collector: Received | None = module.__dict__.get(_COLLECTOR)
+    if collector is None:  # not in a decoder layer that anybody asks about
+        output, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **options)
+        return output, None
+    assert collector.real is not None
+    eager = _eager(module)
+    if collector.own == "eager":
+        outputs, columns = _streamed(eager, module, query, key, value, attention_mask, collector.real, options)
+        output = torch.cat(outputs, dim=1)
+    else:
+        # a value of width 1 leaves of eager attention little more than the probabilities
+        _, columns = _streamed(eager, module, query, key, value[..., :1], attention_mask, collector.real, options)
+        output, _ = ALL_ATTENTION_FUNCTIONS[collector.own](module, query, key, value, attention_mask, **options)
+    collector.add(columns)
+    return output, None
+
+
+ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, attention_forward)
+ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, sdpa_mask)
+
+
+def _streamed(
+    eager: Callable[..., tuple[Tensor, Tensor]],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    real: Tensor,
+    options: dict[str, Any],
+) -> tuple[list[Tensor], Tensor]:
+    """The outputs of each block of queries, and the column sums [B, N] over the real queries."""
+    batch, heads, queries, _ = query.shape
+    keys = key.shape[2]
+    causal = mask is None and queries > 1 and getattr(module, "is_causal", True)
+    step = max(1, BLOCK_ELEMENTS // (batch * heads * keys))
+    columns = torch.zeros(batch, keys, dtype=torch.float32, device=query.device)
+    outputs = []
+    for start in range(0, queries, step):
+        end = min(start + step, queries)
+        seen = end if causal else keys  # without a mask, query i sees the keys up to i
+        part = mask[:, :, start:end] if mask is not None else None
+        block = _causal_block(start, end, query) if causal else _additive(part, query)
+        output, probability = eager(
+            module, query[:, :, start:end], key[:, :, :seen], value[:, :, :seen], block, **options
+        )
+        counted = real[:, start:end, None].to(probability.device)
+        columns[:, :seen] += (probability.float().mean(1) * counted).sum(1)
+        outputs.append(output)
+    return outputs, columns
+
+
+def _eager(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The eager attention that the model's own file defines."""
+    found = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if found is None:
+        raise BadInput(
+            f"{type(module).__name__} has no eager attention of its own, so it cannot report the attention that tokens "
+            "receive; choose a policy that does not need it"
+        )
+    own: Callable[..., tuple[Tensor, Tensor]] = found
+    return own
+
+
+def _causal_block(start: int, end: int, query: Tensor) -> Tensor:
+    """[1, 1, end - start, end] 0 where query start + i may look, the least number where not."""
+    rows = torch.arange(start, end, device=query.device)[:, None]
+    hidden = torch.arange(end, device=query.device)[None] > rows
+    block = torch.zeros(hidden.shape, dtype=query.dtype, device=query.device)
+    return block.masked_fill_(hidden, torch.finfo(query.dtype).min)[None, None]
+
+
+def _additive(mask: Tensor | None, query: Tensor) -> Tensor | None:
+    """A boolean mask in the form that eager attention adds to its logits."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    blank = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
+    return blank.masked_fill_(~mask, torch.finfo(query.dtype).min)
