@@ -1,22 +1,27 @@
-"""The command line: `mcbench run`, `list`, `show`, `check` and `leaderboard`."""
+"""The command line: `mcbench run`, `compare`, `list`, `show`, `check` and `leaderboard`."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mcbench import __version__
 from mcbench.errors import BadInput, CheckFailed, UnknownName
 
-DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_INPUT, CANNOT_TELL, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0 when done, 1 when a check failed, 2 on wrong input, 130 when interrupted."""
+    """Runs one command and returns its exit code.
+
+    0 done, 1 a check failed, 2 wrong input, 3 not enough samples to tell, 130 interrupted.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character gets a question mark
             stream.reconfigure(errors="replace")
@@ -101,6 +106,25 @@ def _check(options: argparse.Namespace) -> int:
     return DONE if all(promise.kept for promise in outcome) else FAILED
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from mcbench.gate import judge
+    from mcbench.versus import compare, table
+
+    ruled = {"margin": options.margin, "perplexity_margin": options.perplexity_margin}
+    asked = {name: value for name, value in ruled.items() if value is not None}
+    if not options.gate and (asked or options.each):
+        raise BadInput("--margin, --perplexity-margin and --each are about the gate; add --gate")
+    if options.tasks is not None and not options.tasks.strip():
+        raise BadInput("the task list is empty; leave it out for all tasks")
+    comparison = compare(options.records, tasks=options.tasks or "", confidence=options.confidence)
+    verdict = judge(comparison, each=options.each, **asked) if options.gate else None
+    if options.json:
+        print(json.dumps({**comparison.to_json(), **({"gate": verdict.to_json()} if verdict else {})}, indent=1))
+    else:
+        print("\n\n".join([table(comparison), *([textwrap.fill(verdict.why, 100)] if verdict else [])]))
+    return DONE if verdict is None else {"passed": DONE, "failed": FAILED, "cannot tell": CANNOT_TELL}[verdict.outcome]
+
+
 def _leaderboard(options: argparse.Namespace) -> int:
     from mcbench.leaderboard import leaderboard
 
@@ -129,6 +153,8 @@ def _parser() -> argparse.ArgumentParser:
 
     check = _command(commands, "check", _check, "does a contributed method keep its promises?")
     check.add_argument("name", help="a method, or a path such as ./mine.py")
+
+    _add_compare(commands)
 
     board = _command(commands, "leaderboard", _leaderboard, "records in, tables out")
     board.add_argument("records", nargs="*", default=["runs"], help="records or folders of them")
@@ -168,6 +194,20 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     run.add_argument("--allow-code-execution", action="store_true", help="run generated programs without isolation")
     run.add_argument("--json", action="store_true", help="print the record instead of the table")
     run.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    versus = _command(commands, "compare", _compare, "how far runs are apart, and how sure that is")
+    versus.add_argument("records", nargs="+", metavar="RUN", help="records or run folders, compared with the first")
+    versus.add_argument("--tasks", metavar="LIST", help="tasks or suites, by commas (default: all in common)")
+    versus.add_argument("--confidence", type=float, default=0.95, metavar="C", help="of intervals and of the gate")
+    versus.add_argument(
+        "--gate", action="store_true", help="exit 0: less lost than the margin, 1: more, 3: cannot tell"
+    )
+    versus.add_argument("--margin", type=float, metavar="P", help="points that the mean may lose (default: 1)")
+    versus.add_argument("--perplexity-margin", type=float, metavar="P", help="per cent it may rise (default: 1)")
+    versus.add_argument("--each", action="store_true", help="the margin holds for every task by itself")
+    versus.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def _command(

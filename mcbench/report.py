@@ -67,7 +67,7 @@ def _bits(record: Record) -> str:
     shown = {head: bit_figure(figure) for head, figure in figures.items()}
     if bits.asked is not None:
         shown = {f"asked ({'label' if bits.asked_as == 'label' else 'experts'})": f"{bits.asked:g}", **shown}
-    return _aligned(["bits per weight", *shown], [["", *shown.values()]], left=1)
+    return aligned(["bits per weight", *shown], [["", *shown.values()]], left=1)
 
 
 def _results(results: Sequence[Result]) -> str:
@@ -85,7 +85,7 @@ def _results(results: Sequence[Result]) -> str:
         ]
         for result in results
     ]
-    return _aligned([*heads, *(["difference ± s.e.", ""] if compared else [])], rows, left=2)
+    return aligned([*heads, *(["difference ± s.e.", ""] if compared else [])], rows, left=2)
 
 
 def _difference(result: Result) -> tuple[str, str]:
@@ -101,7 +101,7 @@ def could_be_chance(result: Result) -> bool:
 
 
 def _notes(record: Record) -> str:
-    return "\n".join(_note(name, text) for name, text in [*_caveats(record), *_facts(record)])
+    return "\n".join(note(name, text) for name, text in [*_caveats(record), *_facts(record)])
 
 
 def _caveats(record: Record) -> Iterator[tuple[str, str]]:
@@ -142,12 +142,13 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.2f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
 
 
-def _note(name: str, text: str) -> str:
+def note(name: str, text: str) -> str:
+    """A remark below a table: its name, then the text filled to the width of a page."""
     filled = textwrap.fill(text, COLUMNS, initial_indent=f"{name:<11}", subsequent_indent=" " * 11)
     return filled.replace(UNBROKEN, " ")
 
 
-def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+def aligned(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
     """A table in plain text, its first `left` columns aligned to the left and the rest to the right."""
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     lines = [heads, ["-" * width * bool(head) for head, width in zip(heads, widths, strict=True)], *rows]
