@@ -1,4 +1,4 @@
-"""The command line: `mcbench run`, `compare`, `list`, `show`, `check` and `leaderboard`."""
+"""The command line: `mcbench run`, `sweep`, `compare`, `list`, `show`, `check` and `leaderboard`."""
 
 from __future__ import annotations
 
@@ -78,6 +78,28 @@ def _widths(text: str) -> tuple[int, ...]:
         raise BadInput(f"widths are whole numbers of bits by commas, such as 1,2,3, not {text!r}") from None
 
 
+def _sweep(options: argparse.Namespace) -> int:
+    from mcbench.sweep import make_grid, plan, read_grid, report, sweep
+
+    names = ("methods", "bits", "expert_bits", "seeds", "tasks", "model", "widths", "calibration", "samples", "length",
+             "device", "dtype", "limit")  # fmt: skip
+    asked = {name: value for name in names if (value := getattr(options, name)) is not None}
+    for name, value in asked.items():
+        if isinstance(value, str) and not value.strip():
+            raise BadInput(f"{name} is empty; leave it out or name one")
+        if isinstance(value, int) and value < 1:
+            raise BadInput(f"the {name} must be at least 1, not {value}")
+    grid = read_grid(options.grid, **asked) if options.grid is not None else make_grid(asked, "the sweep")
+    if options.dry_run:
+        planned = plan(grid, out=options.out, quiet=options.quiet)
+        print(report(planned.outcomes, planned))
+        return DONE
+    code = options.allow_code_execution
+    outcomes = sweep(grid, out=options.out, allow_code_execution=code, quiet=options.quiet)
+    print(report(outcomes))
+    return FAILED if any(outcome.state == "failed" for outcome in outcomes) else DONE
+
+
 def _list(options: argparse.Namespace) -> int:
     from mcbench.catalogue import TASKS, models
     from mcbench.composition import METHODS, defaults
@@ -154,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     check = _command(commands, "check", _check, "does a contributed method keep its promises?")
     check.add_argument("name", help="a method, or a path such as ./mine.py")
 
+    _add_sweep(commands)
     _add_compare(commands)
 
     board = _command(commands, "leaderboard", _leaderboard, "records in, tables out")
@@ -194,6 +217,29 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     run.add_argument("--allow-code-execution", action="store_true", help="run generated programs without isolation")
     run.add_argument("--json", action="store_true", help="print the record instead of the table")
     run.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_sweep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    grid = _command(commands, "sweep", _sweep, "a grid of runs that share what they can, and go on after a kill")
+    grid.add_argument("grid", nargs="?", metavar="TOML", help="a file that names what the flags below name")
+    grid.add_argument("--methods", metavar="LIST", help="method strings, by commas")
+    budget = grid.add_mutually_exclusive_group()
+    budget.add_argument("--bits", metavar="LIST", help="budgets as labels, by commas or low:high[:points]")
+    budget.add_argument("--expert-bits", metavar="LIST", help="the same as averages over routed experts alone")
+    grid.add_argument("--seeds", metavar="LIST", help="seeds, by commas (default: 0)")
+    grid.add_argument("--tasks", metavar="LIST", help="tasks or suites, by commas")
+    grid.add_argument("--model", metavar="NAME", help="a name, folder or hub id")
+    grid.add_argument("--widths", metavar="LIST", help="candidate widths of an expert, in bits (default: 1,2,3)")
+    grid.add_argument("--calibration", metavar="FILE", help="text to calibrate on: .txt, .json or .jsonl")
+    grid.add_argument("--samples", type=int, metavar="N", help="calibration sequences")
+    grid.add_argument("--length", type=int, metavar="T", help="tokens in a calibration sequence")
+    grid.add_argument("--device", help="a torch device (default: cpu)")
+    grid.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="(default: auto)")
+    grid.add_argument("--limit", type=int, metavar="N", help="items per task; marks the records as partial")
+    grid.add_argument("--out", default="runs", metavar="DIR", help="where records go")
+    grid.add_argument("--dry-run", action="store_true", help="print the plan and what it would take")
+    grid.add_argument("--allow-code-execution", action="store_true", help="run generated programs without isolation")
+    grid.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -87,6 +87,14 @@ def compose(text: str, *, seed: int = 0) -> Composition:
     return Composition(text, tuple(sorted(parts, key=lambda p: DECISIONS.index(decisions(p.method)[0]))))
 
 
+def method_strings(text: str) -> tuple[str, ...]:
+    """The method strings of a list by commas; those inside brackets belong to hyper-parameters."""
+    pieces = tuple(piece.strip() for piece in _split(text, ","))
+    if not all(pieces):
+        raise BadInput(f"the method list {text!r} has an empty name")
+    return tuple(dict.fromkeys(pieces))
+
+
 @cache
 def defaults() -> Mapping[str, Any]:
     """`defaults.json`: default parts, aliases and task suites, the one place where the engine names contributions."""

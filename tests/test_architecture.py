@@ -56,6 +56,7 @@ ORDER = (
     "versus",
     "gate",
     "pipeline",
+    "sweep",
     "contract",
     "cli",
     "__main__",

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import answers, write_run
 
 from mcbench.cli import _parser
 from mcbench.composition import METHODS, compose
+from mcbench.sweep import read_grid
+from runs import answers, write_run
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -122,3 +123,10 @@ def test_the_quality_gate_ends_as_it_says(tmp_path: Path, lost: int, code: int) 
     assert done.returncode == code, done.stderr
     assert ("::warning::" in done.stdout) == (lost == 3)
     assert "quiz" in (tmp_path / "summary.md").read_text()
+
+
+def test_the_grid_of_the_readme_is_one(tmp_path: Path) -> None:
+    (text,) = blocks(README, "toml")
+    (tmp_path / "grid.toml").write_text(text)
+    grid = read_grid(tmp_path / "grid.toml")
+    assert len(list(grid.cells())) == 1 + 3 * 9 * 3
