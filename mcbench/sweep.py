@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
+import textwrap
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ JOURNAL = "sweep.json"
 SCHEMA = 1
 POINTS = 9  # of a range without a number, as the papers have from 1.57 to 2.54
 MOST_CELLS = 100_000
-TRIED_ITEMS = 2  # of each task, for the estimate of a plan
+TRIED_ITEMS = 8  # of each task, for the estimate of a plan
 
 State = Literal["to do", "done", "failed", "out of reach"]
 
@@ -141,6 +142,7 @@ def sweep(
     exam = _exam(grid, out, allow_code_execution)
     with muted(quiet), alone_in(exam.out):
         bench = _bench(grid, exam)
+        _require_some_in_reach(bench, grid, cells)
         journal = Journal(exam.out / JOURNAL)
         outcomes = []
         for cell in track(cells, len(cells), "sweep"):
@@ -157,6 +159,7 @@ def plan(grid: Grid, *, out: str | Path = "runs", quiet: bool = True) -> Plan:
     """What `sweep` would do, without doing it: the model is loaded and asked a few items, nothing is written."""
     cells = list(grid.cells())
     bench = _bench(grid, _exam(grid, out, False))
+    _require_some_in_reach(bench, grid, cells)
     journal = Journal(Path(out) / JOURNAL)
     outcomes = tuple(journal.finished(_key(bench, grid, cell)) or _planned(bench, grid, cell) for cell in cells)
     to_do = [cell for cell, outcome in zip(cells, outcomes, strict=True) if outcome.state == "to do"]
@@ -265,6 +268,13 @@ def _bench(grid: Grid, exam: Exam) -> Bench:
     return Bench.load(grid.model or defaults()["model"], grid.dtype, grid.device, exam)
 
 
+def _require_some_in_reach(bench: Bench, grid: Grid, cells: Sequence[Cell]) -> None:
+    """Raises BadInput where not one cell can be run, for then the grid itself is wrong."""
+    planned = [_planned(bench, grid, cell) for cell in cells]
+    if all(outcome.state == "out of reach" for outcome in planned):
+        raise BadInput(f"no cell of the grid can be run; the first, {cells[0]}: {planned[0].reason}")
+
+
 def _run(bench: Bench, grid: Grid, cell: Cell) -> Outcome:
     if (planned := _planned(bench, grid, cell)).state != "to do":
         return planned
@@ -361,9 +371,8 @@ def _evaluation_seconds(bench: Bench) -> float:
         for task in bench.exam.tasks:
             items = min(len(task.items()), bench.exam.limit or len(task.items()))
             tried = dataclasses.replace(bench.exam, tasks=(task,), out=Path(folder), limit=min(TRIED_ITEMS, items))
-            started = time.monotonic()
-            tried.take(bench.moe, bench.digest, "tried")
-            total += (time.monotonic() - started) * items / min(TRIED_ITEMS, items)
+            ((_, scores),) = tried.take(bench.moe, bench.digest, "tried").scores
+            total += scores.seconds * items / min(TRIED_ITEMS, items)
     return total
 
 
@@ -389,4 +398,4 @@ def _detail(outcome: Outcome) -> str:
     if outcome.state == "done":
         record = Record.load(outcome.record)
         return f"label {bit_figure(record.bits.label)}, stored {bit_figure(record.bits.stored)}, {outcome.record}"
-    return outcome.reason
+    return textwrap.shorten(outcome.reason, 200, placeholder=" ...")

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
@@ -210,7 +211,8 @@ def table(comparison: Comparison) -> str:
     """The comparison as plain text of at most 100 columns."""
     first, *_ = comparison.others
     blocks = [f"A  {comparison.reference}"]
-    for letter, other in zip("BCDEFGHIJKLMNOPQRSTUVWXYZ", comparison.others, strict=False):
+    for at, other in enumerate(comparison.others, 1):
+        letter = ascii_uppercase[at] if at < len(ascii_uppercase) else f"run {at + 1}"
         blocks += [f"{letter}  {other.run}", _differences(comparison, other, letter)]
         blocks += [block for block in (_kinds(other), _agreement(other)) if block]
     if comparison.spreads:

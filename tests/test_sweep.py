@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +153,28 @@ def test_a_sweep_killed_anywhere_goes_on_to_the_same_records(
     assert again == {cell: record for cell, record in records(swept[0]).items() if cell in again}
 
 
+@pytest.mark.slow
+def test_a_sweep_whose_process_is_killed_goes_on(
+    swept: tuple[tuple[Outcome, ...], Path], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    arguments = ["--methods", "none,pmq,fnorm", "--expert-bits", "1.5,2", "--out", str(tmp_path), "--quiet"]
+    arguments += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    kills = 0
+    for finished in (1, 3):  # cells
+        with subprocess.Popen(
+            [sys.executable, "-m", "mcbench", "sweep", *arguments], stdout=subprocess.DEVNULL
+        ) as going:
+            while going.poll() is None:
+                journal = tmp_path / JOURNAL
+                if journal.is_file() and len(json.loads(journal.read_text())["cells"]) >= finished:
+                    going.kill()
+                time.sleep(0.01)
+        kills += going.returncode == -signal.SIGKILL
+    assert kills
+    again = records(sweep(grid(settings, methods=("none", "pmq", "fnorm"), seeds=(0,)), out=tmp_path))
+    assert again == {cell: record for cell, record in records(swept[0]).items() if cell in again} and len(again) == 5
+
+
 def test_what_is_done_is_not_done_again(
     swept: tuple[tuple[Outcome, ...], Path], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +310,23 @@ def test_wrong_arguments_are_refused_before_anything_is_computed(
     assert main(["sweep", *arguments, "--quiet"]) == 2
     told = capsys.readouterr()
     assert reason in told.err and told.err.count("\n") == 1 and not told.out
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"expert_bits": (1.55, 9.0), "methods": ("uniform",)}, "no cell of the grid can be run"),
+        ({"widths": (0, 5)}, "width"),
+        ({"widths": (1, 99)}, "width"),
+    ],
+)
+def test_a_grid_without_a_cell_that_can_be_run_is_refused(
+    settings: dict[str, Any], tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    for function in (sweep, plan):
+        with pytest.raises(BadInput, match=reason):
+            function(grid(settings, **{"methods": ("pmq",), **changes}), out=tmp_path)
+    assert not (tmp_path / JOURNAL).exists()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from records import sample_record
-from runs import answers, windows, write_run
 from scipy import stats
 
 from mcbench.allocation import BitAllocation
@@ -20,6 +19,7 @@ from mcbench.errors import BadInput, UnknownName
 from mcbench.record import FILE_NAME, Record
 from mcbench.uncertainty import score_interval
 from mcbench.versus import Comparison, compare, table
+from runs import answers, windows, write_run
 
 PIQA, MMLU, GSM = "mini-piqa", "mini-mmlu", "mini-gsm8k"
 RIGHT = [True] * 70 + [False] * 30
@@ -94,6 +94,12 @@ def test_p_is_corrected_for_every_task_and_run_looked_at(tmp_path: Path) -> None
     assert [c.p_holm for other in comparison.others for c in other.contrasts] == pytest.approx(
         [4 * stats.binomtest(2, 14).pvalue, 1, 4 * stats.binomtest(2, 14).pvalue, 1]
     )
+
+
+def test_every_run_is_shown_however_many(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", {PIQA: quiz(0, 0)})
+    shown = table(compare([run] * 30))
+    assert shown.count("- A ") == 29 and "run 30 - A" in shown
 
 
 def test_kinds_of_task_come_worst_first(tmp_path: Path) -> None:
