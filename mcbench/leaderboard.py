@@ -218,8 +218,11 @@ def _grouped(records: Sequence[Record]) -> list[list[Record]]:
     return sorted((sorted(group, key=_rank) for group in groups), key=lambda group: _rank(group[0]))
 
 
-def unlike(one: Record, other: Record) -> list[str]:
-    """Why two records may not be compared, each reason in words; none where they may."""
+def unlike(one: Record, other: Record, *, seeds: bool = False) -> list[str]:
+    """Why two records may not be compared, each reason in words; none where they may.
+
+    seeds: whether records compare that were calibrated on different draws from one text, as different seeds make them.
+    """
     calibrated = {record.calibration.digest for record in (one, other) if record.calibration}
     precision = {
         (record.allocation.attention, record.allocation.shared, record.allocation.router)
@@ -232,11 +235,19 @@ def unlike(one: Record, other: Record) -> list[str]:
     reasons = {
         "they compressed different weights": not weights,
         "they were measured against different uncompressed models, or computed differently": weights and not baseline,
-        "they were calibrated on different tokens": len(calibrated) > 1,
+        "they were calibrated on different tokens": len(calibrated) > 1 and not (seeds and redrawn(one, other)),
         "they keep attention, shared experts or router at different precisions": len(precision) > 1,
         f"they were asked in different ways in {', '.join(asked)}": bool(asked),
     }
     return [reason for reason, holds in reasons.items() if holds]
+
+
+def redrawn(one: Record, other: Record) -> bool:
+    """Whether two records were calibrated on as many tokens of one text, drawn with different seeds."""
+    drawn, again = one.calibration, other.calibration
+    if drawn is None or again is None or drawn.seed == again.seed or drawn.digest == again.digest:
+        return False
+    return (drawn.source, drawn.samples, drawn.length) == (again.source, again.samples, again.length)
 
 
 def _comparable(one: Record, other: Record) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 from mcbench.comparison import choice_divergence, evidence, same_answers
 from mcbench.composition import defaults
 from mcbench.errors import BadInput, UnknownName
-from mcbench.leaderboard import Table, require_one_baseline, unlike
+from mcbench.leaderboard import Table, redrawn, require_one_baseline, unlike
 from mcbench.record import FILE_NAME, Record, Result
 from mcbench.registry import suggest
 from mcbench.report import aligned, bit_figure, is_share, metric_name, note
@@ -230,7 +230,7 @@ def _require_comparable(runs: Sequence[Run]) -> None:
             raise BadInput(f"the record of {run.name!r} has no task to compare")
     for at, run in enumerate(runs):
         for other in runs[:at]:
-            if reasons := unlike(other.record, run.record):
+            if reasons := unlike(other.record, run.record, seeds=True):
                 raise BadInput(f"{other.name!r} and {run.name!r} do not compare: {'; '.join(reasons)}")
     require_one_baseline(Table(tuple(run.record for run in runs)))
 
@@ -440,6 +440,9 @@ def _remarks(comparison: Comparison, first: Versus) -> list[str]:
             lines.append(note("clusters", f"{c.task}: {c.n} samples count as {c.clusters}, for some hang together"))
         if c.interval is None:
             lines.append(note("no interval", f"{c.task}: too few independent samples"))
+    records = [comparison.reference.record, *(other.run.record for other in comparison.others)]
+    if any(redrawn(one, other) for one in records for other in records):
+        lines.append(note("seeds", "these runs were calibrated on different draws from the same text"))
     if any(c.partial for other in comparison.others for c in other.contrasts):
         lines.append(note("partial", "--limit left items out of these runs"))
     return lines

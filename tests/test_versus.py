@@ -113,13 +113,24 @@ def test_kinds_of_task_come_worst_first(tmp_path: Path) -> None:
 
 def test_seeds_of_one_method_show_their_spread(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", {PIQA: quiz(0, 0)}, uncompressed=True)
+    drawn = sample_record().calibration
+    assert drawn is not None
     seeds = [
-        write_run(tmp_path / str(s), {PIQA: quiz(lost, 0)}, method=f"random(seed={s})+gptq", seed=s, fingerprint=str(s))
-        for s, lost in enumerate((10, 14, 18))
+        write_run(
+            tmp_path / str(seed),
+            {PIQA: quiz(lost, 0)},
+            method=f"random(seed={seed})+gptq",
+            seed=seed,
+            fingerprint=str(seed),
+            calibration=dataclasses.replace(drawn, seed=seed, digest=str(seed) * 64),
+        )
+        for seed, lost in enumerate((10, 14, 18))
     ]
-    (spread,) = compare([first, *seeds]).spreads
+    comparison = compare([first, *seeds])
+    (spread,) = comparison.spreads
     assert spread.seeds == (0, 1, 2) and spread.values == pytest.approx((-0.1, -0.14, -0.18))
     assert spread.deviation == pytest.approx(0.04)
+    assert "different draws from the same text" in table(comparison)
 
 
 def test_divergence_is_that_of_the_choices(tmp_path: Path) -> None:
