@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mcbench.quantization import QuantizedTensor as QuantizedTensor
     from mcbench.record import Record as Record
     from mcbench.task import Task as Task
+    from mcbench.versus import compare as compare
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ _HOMES = {
     "Record": "mcbench.record",
     "RoutingPolicy": "mcbench.policy",
     "Task": "mcbench.task",
+    "compare": "mcbench.versus",
     "load_model": "mcbench.model",
     "run": "mcbench.pipeline",
 }

@@ -94,12 +94,14 @@ def calibrate(
     settings: CalibrationSettings = CalibrationSettings(),
     folder: Path | None = None,
     activations: Activations | None = None,
+    measured: dict[tuple[object, ...], Any] | None = None,
 ) -> CalibrationStats:
     """Collects `needs` and the cheap statistics that any run over the text yields, and no more.
 
     One run of the model serves everything but output_divergence, as far as memory allows. `store` holds the experts as
     the quantiser finally used makes them; needs that end in "final" read it. With a `folder`, what is finished is kept
-    there, an interrupted calibration goes on where it stopped, and a finished one is only read.
+    there, an interrupted calibration goes on where it stopped, and a finished one is only read. Calls that share
+    `measured` take what one of them has measured from there: model, text, widths and settings have to be the same.
 
     Raises UnknownName for a need that does not exist, BadInput for a dense model, NaN in weights or activations, or a
     need that lacks its store.
@@ -114,7 +116,7 @@ def calibrate(
             )
     if not model.layers:
         raise BadInput(f"{model.name!r} is a dense model, so there are no experts to calibrate; use the method 'none'")
-    run = _Run(model, data, needs, store, tuple(widths), settings, activations)
+    run = _Run(model, data, needs, store, tuple(widths), settings, activations, measured)
     if folder is not None and (Path(folder) / "stats.json").is_file():
         stats = CalibrationStats.load(folder)
         if stats.provenance.get("key") == run.key:
@@ -171,7 +173,9 @@ class _Run:
         widths: tuple[int, ...],
         settings: CalibrationSettings,
         activations: Activations | None,
+        measured: dict[tuple[object, ...], Any] | None,
     ) -> None:
+        self.measured = {} if measured is None else measured
         self.model, self.data, self.needs, self.widths, self.settings = model, data, frozenset(needs), widths, settings
         if activations is None:
             shared = store.activations if store is not None else None
@@ -221,31 +225,48 @@ class _Run:
             provenance={**self.provenance, "key": self.key, "fallbacks": fallbacks},
         )
 
+    def _once(self, name: str, quantizer: str, measure: Callable[[], Any], *place: int) -> Any:
+        """What `measure` gives for a place, or gave before; of the experts finally used for each store apart."""
+        candidates = self.candidates.get(quantizer)
+        maker = candidates.key if isinstance(candidates, ExpertStore) else quantizer
+        key = (name, maker, self.widths, *place)
+        if key not in self.measured:
+            self.measured[key] = measure()
+        return self.measured[key]
+
     # ---- one layer, from what enters it
 
     def _layer(self, layer: int) -> dict[str, Any]:
         """The statistics of one layer as plain lists, and the fallbacks behind them."""
         inputs = self.activations.layer(layer)
-        tables = _routing(inputs, self.model.experts)
+        tables = dict(self._once("routing", "", partial(_routing, inputs, self.model.experts), layer))
         if "predicted_cosine" in self.needs:
-            tables["predicted_cosine"] = predicted_cosine(inputs.hidden, inputs.cosine, self.settings)
+            predicted = partial(predicted_cosine, inputs.hidden, inputs.cosine, self.settings)
+            tables["predicted_cosine"] = self._once("predicted_cosine", "", predicted, layer)
         replayed = [_replayed(inputs, expert) for expert in range(self.model.experts)]
         measured = []  # what rests on the tokens of each expert
         for name, exact in (("hessian_trace", True), ("hessian_trace:hutchinson", False)):
             if name in self.needs:
-                tables[name] = [self._mean_trace(layer, e, tokens, exact) for e, tokens in enumerate(replayed)]
+                tables[name] = [
+                    self._once(name, "", partial(self._mean_trace, layer, e, tokens, exact), layer, e)
+                    for e, tokens in enumerate(replayed)
+                ]
                 measured.append(name)
         for quantizer, candidates in self.candidates.items():
             error, weight_error = f"quantization_error:{quantizer}", f"weight_error:{quantizer}"
             if self.needs & {error, f"{error}:batch-sum"}:
                 squares = np.stack(
-                    [self._squares(layer, e, t, candidates) for e, t in enumerate(replayed)]
+                    [
+                        self._once("squares", quantizer, partial(self._squares, layer, e, t, candidates), layer, e)
+                        for e, t in enumerate(replayed)
+                    ]
                 )  # [E, W, B]
                 tables[error] = np.sqrt(squares.sum(-1)).tolist()
                 tables[f"{error}:batch-sum"] = np.sqrt(squares).sum(-1).tolist()
                 measured.append(error)
             if weight_error in self.needs:
-                tables[weight_error] = self._weight_errors(layer, candidates)
+                distances = partial(self._weight_errors, layer, candidates)
+                tables[weight_error] = self._once("weight_error", quantizer, distances, layer)
         fallbacks = [
             f"expert {e} of layer {layer} saw no token: {', '.join(measured)} as if one average token had chosen it"
             for e, tokens in enumerate(replayed)
@@ -321,7 +342,17 @@ class _Run:
             if not output[0].touches(layer, expert):
                 return {}
             return {
-                quantizer: [output[0].of(layer, expert, self.candidates[quantizer], width) for width in self.widths]
+                quantizer: [
+                    self._once(
+                        "divergence",
+                        quantizer,
+                        partial(output[0].of, layer, expert, self.candidates[quantizer], width),
+                        layer,
+                        expert,
+                        width,
+                    )
+                    for width in self.widths
+                ]
                 for quantizer in quantizers
             }
 

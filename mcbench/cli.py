@@ -1,22 +1,27 @@
-"""The command line: `mcbench run`, `list`, `show`, `check`, `data`, `score` and `leaderboard`."""
+"""The command line: `mcbench run`, `sweep`, `compare`, `list`, `show`, `check`, `data`, `score`, `leaderboard`."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mcbench import __version__
 from mcbench.errors import BadInput, CheckFailed, UnknownName
 
-DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_INPUT, CANNOT_TELL, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0 when done, 1 when a check failed, 2 on wrong input, 130 when interrupted."""
+    """Runs one command and returns its exit code.
+
+    0 done, 1 a check failed, 2 wrong input, 3 not enough samples to tell, 130 interrupted.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character gets a question mark
             stream.reconfigure(errors="replace")
@@ -75,6 +80,28 @@ def _widths(text: str) -> tuple[int, ...]:
         raise BadInput(f"widths are whole numbers of bits by commas, such as 1,2,3, not {text!r}") from None
 
 
+def _sweep(options: argparse.Namespace) -> int:
+    from mcbench.sweep import make_grid, plan, read_grid, report, sweep
+
+    names = ("methods", "bits", "expert_bits", "seeds", "tasks", "model", "widths", "calibration", "samples", "length",
+             "device", "dtype", "limit")  # fmt: skip
+    asked = {name: value for name in names if (value := getattr(options, name)) is not None}
+    for name, value in asked.items():
+        if isinstance(value, str) and not value.strip():
+            raise BadInput(f"{name} is empty; leave it out or name one")
+        if isinstance(value, int) and value < 1:
+            raise BadInput(f"the {name} must be at least 1, not {value}")
+    grid = read_grid(options.grid, **asked) if options.grid is not None else make_grid(asked, "the sweep")
+    if options.dry_run:
+        planned = plan(grid, out=options.out, quiet=options.quiet)
+        print(report(planned.outcomes, planned))
+        return DONE
+    code = options.allow_code_execution
+    outcomes = sweep(grid, out=options.out, allow_code_execution=code, quiet=options.quiet)
+    print(report(outcomes))
+    return FAILED if any(outcome.state == "failed" for outcome in outcomes) else DONE
+
+
 def _list(options: argparse.Namespace) -> int:
     from mcbench.catalogue import TASKS, models
     from mcbench.composition import METHODS, defaults
@@ -124,6 +151,25 @@ def _score(options: argparse.Namespace) -> int:
     return FAILED if any(scores.skipped for scores in outcome) else DONE
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from mcbench.gate import judge
+    from mcbench.versus import compare, table
+
+    ruled = {"margin": options.margin, "perplexity_margin": options.perplexity_margin}
+    asked = {name: value for name, value in ruled.items() if value is not None}
+    if not options.gate and (asked or options.each):
+        raise BadInput("--margin, --perplexity-margin and --each are about the gate; add --gate")
+    if options.tasks is not None and not options.tasks.strip():
+        raise BadInput("the task list is empty; leave it out for all tasks")
+    comparison = compare(options.records, tasks=options.tasks or "", confidence=options.confidence)
+    verdict = judge(comparison, each=options.each, **asked) if options.gate else None
+    if options.json:
+        print(json.dumps({**comparison.to_json(), **({"gate": verdict.to_json()} if verdict else {})}, indent=1))
+    else:
+        print("\n\n".join([table(comparison), *([textwrap.fill(verdict.why, 100)] if verdict else [])]))
+    return DONE if verdict is None else {"passed": DONE, "failed": FAILED, "cannot tell": CANNOT_TELL}[verdict.outcome]
+
+
 def _leaderboard(options: argparse.Namespace) -> int:
     from mcbench.leaderboard import leaderboard
 
@@ -162,6 +208,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_data_dir(score)
     _add_allow(score)
     score.add_argument("--quiet", action="store_true", help="no progress")
+
+    _add_sweep(commands)
+    _add_compare(commands)
 
     board = _command(commands, "leaderboard", _leaderboard, "records in, tables out")
     board.add_argument("records", nargs="*", default=["runs"], help="records or folders of them")
@@ -214,6 +263,43 @@ def _add_data_dir(parser: argparse.ArgumentParser) -> None:
 
 def _add_allow(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-code-execution", action="store_true", help="run generated programs without isolation")
+
+
+def _add_sweep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    grid = _command(commands, "sweep", _sweep, "a grid of runs that share what they can, and go on after a kill")
+    grid.add_argument("grid", nargs="?", metavar="TOML", help="a file that names what the flags below name")
+    grid.add_argument("--methods", metavar="LIST", help="method strings, by commas")
+    budget = grid.add_mutually_exclusive_group()
+    budget.add_argument("--bits", metavar="LIST", help="budgets as labels, by commas or low:high[:points]")
+    budget.add_argument("--expert-bits", metavar="LIST", help="the same as averages over routed experts alone")
+    grid.add_argument("--seeds", metavar="LIST", help="seeds, by commas (default: 0)")
+    grid.add_argument("--tasks", metavar="LIST", help="tasks or suites, by commas")
+    grid.add_argument("--model", metavar="NAME", help="a name, folder or hub id")
+    grid.add_argument("--widths", metavar="LIST", help="candidate widths of an expert, in bits (default: 1,2,3)")
+    grid.add_argument("--calibration", metavar="FILE", help="text to calibrate on: .txt, .json or .jsonl")
+    grid.add_argument("--samples", type=int, metavar="N", help="calibration sequences")
+    grid.add_argument("--length", type=int, metavar="T", help="tokens in a calibration sequence")
+    grid.add_argument("--device", help="a torch device (default: cpu)")
+    grid.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="(default: auto)")
+    grid.add_argument("--limit", type=int, metavar="N", help="items per task; marks the records as partial")
+    grid.add_argument("--out", default="runs", metavar="DIR", help="where records go")
+    grid.add_argument("--dry-run", action="store_true", help="print the plan and what it would take")
+    grid.add_argument("--allow-code-execution", action="store_true", help="run generated programs without isolation")
+    grid.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    versus = _command(commands, "compare", _compare, "how far runs are apart, and how sure that is")
+    versus.add_argument("records", nargs="+", metavar="RUN", help="records or run folders, compared with the first")
+    versus.add_argument("--tasks", metavar="LIST", help="tasks or suites, by commas (default: all in common)")
+    versus.add_argument("--confidence", type=float, default=0.95, metavar="C", help="of intervals and of the gate")
+    versus.add_argument(
+        "--gate", action="store_true", help="exit 0: less lost than the margin, 1: more, 3: cannot tell"
+    )
+    versus.add_argument("--margin", type=float, metavar="P", help="points that the mean may lose (default: 1)")
+    versus.add_argument("--perplexity-margin", type=float, metavar="P", help="per cent it may rise (default: 1)")
+    versus.add_argument("--each", action="store_true", help="the margin holds for every task by itself")
+    versus.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def _command(

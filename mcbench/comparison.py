@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from mcbench.errors import BadInput
 from mcbench.task import BOOTSTRAP_REPEATS, Row, Scores
+from mcbench.uncertainty import FEWEST_CLUSTERS, Evidence, block_length, moving_blocks
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,79 @@ def difference(scores: Scores, other: Scores) -> Difference | None:
     if scores.protocol != other.protocol:
         raise BadInput(f"{scores.protocol} and {other.protocol} are not the same test, so they have no difference")
     ours, theirs = scores.samples, other.samples
-    if [row["id"] for row in ours] != [row["id"] for row in theirs]:
-        raise BadInput(f"the two runs of {scores.protocol} did not answer the same samples")
+    _require_same(ours, theirs, scores.protocol)
     if "loss" in ours[0]:
         return _of_perplexities(ours, theirs, "words" if scores.metric == "word_perplexity" else "tokens")
     return _of_shares([float(row["correct"]) for row in ours], [float(row["correct"]) for row in theirs])
+
+
+def evidence(ours: Sequence[Row], theirs: Sequence[Row], protocol: str) -> Evidence:
+    """What the samples of two runs say about `ours` minus `theirs`, clustered where they hang together.
+
+    Shares differ in the share of right answers, clustered by the passage that items name. Perplexities differ in nats
+    per token, the logarithm of their ratio: clustered by text, or where there are few texts (one long one, say) in
+    blocks of neighbouring windows. Raises BadInput where the two did not answer the same samples.
+    """
+    _require_same(ours, theirs, protocol)
+    if "loss" in ours[0]:
+        deltas = np.array([float(a["loss"]) - float(b["loss"]) for a, b in zip(ours, theirs, strict=True)])
+        tokens = np.array([float(row["tokens"]) for row in ours])  # [windows]
+        texts = [row["id"] for row in ours]
+        if len(set(texts)) >= FEWEST_CLUSTERS:
+            return Evidence(_by_cluster(deltas, texts), _by_cluster(tokens, texts), bounded=False)
+        length = block_length(len(deltas))
+        return Evidence(
+            moving_blocks(deltas, length),
+            moving_blocks(tokens, length),
+            bounded=False,
+            drawn=math.ceil(len(deltas) / length),
+            apart=_by_cluster(deltas, [at // length for at in range(len(deltas))]),
+        )
+    deltas = np.array([float(a["correct"]) - float(b["correct"]) for a, b in zip(ours, theirs, strict=True)])
+    names = [a.get("passage") or b.get("passage") or at for at, (a, b) in enumerate(zip(ours, theirs, strict=True))]
+    if len(set(names)) == len(names) and set(deltas.tolist()) <= {-1.0, 0.0, 1.0}:
+        return Evidence(deltas, np.ones(len(deltas)), (int((deltas < 0).sum()), int((deltas > 0).sum())))
+    return Evidence(_by_cluster(deltas, names), _by_cluster(np.ones(len(deltas)), names))
+
+
+def same_answers(ours: Sequence[Row], theirs: Sequence[Row]) -> float | None:
+    """The share of samples answered in the same way, right or wrong; None where a sample is no answer."""
+    key = next((key for key in ("answer", "completions") if key in ours[0]), None)
+    return None if key is None else sum(a[key] == b[key] for a, b in zip(ours, theirs, strict=True)) / len(ours)
+
+
+def choice_divergence(ours: Sequence[Row], theirs: Sequence[Row]) -> float | None:
+    """Kullback-Leibler divergence of our distribution over an item's choices from theirs, mean over items, in nats.
+
+    The distributions are the choices' likelihoods made to sum to one. None where there are no choices.
+    """
+    if "loglikelihoods" not in ours[0]:
+        return None
+    return math.fsum(
+        _divergence(_log_shares(b["loglikelihoods"]), _log_shares(a["loglikelihoods"]))
+        for a, b in zip(ours, theirs, strict=True)
+    ) / len(ours)
+
+
+def _divergence(true: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+    """KL(true || other) of log-probabilities."""
+    return float((np.exp(true) * (true - other)).sum())
+
+
+def _log_shares(loglikelihoods: Sequence[float]) -> npt.NDArray[np.float64]:
+    values = np.asarray(loglikelihoods, dtype=float)
+    return np.asarray(values - np.logaddexp.reduce(values), dtype=float)
+
+
+def _by_cluster(values: npt.NDArray[np.float64], names: Sequence[object]) -> npt.NDArray[np.float64]:
+    """[clusters] sums of the values under each name, in the order in which names first appear."""
+    place = {name: at for at, name in enumerate(dict.fromkeys(names))}
+    return np.asarray(np.bincount([place[name] for name in names], weights=values), dtype=float)
+
+
+def _require_same(ours: Sequence[Row], theirs: Sequence[Row], protocol: str) -> None:
+    if [row["id"] for row in ours] != [row["id"] for row in theirs]:
+        raise BadInput(f"the two runs of {protocol} did not answer the same samples")
 
 
 def _of_shares(ours: Sequence[float], theirs: Sequence[float]) -> Difference:

@@ -60,6 +60,11 @@ class Composition:
         return all(part.method.compresses for part in self.parts)
 
     @property
+    def calibrates(self) -> bool:
+        """Whether calibration text is needed: to change weights, or to learn when experts run."""
+        return self.compresses or self.policy is not None
+
+    @property
     def policy(self) -> Part | None:
         """The part that decides at run time which of the chosen experts run; None leaves it to the router."""
         return next((part for part in self.parts if "route" in decisions(part.method)), None)
@@ -92,6 +97,14 @@ def compose(text: str, *, seed: int = 0) -> Composition:
         if decision not in owners and not inert:
             parts.append(_part(default, seed))
     return Composition(text, tuple(sorted(parts, key=lambda p: DECISIONS.index(decisions(p.method)[0]))))
+
+
+def method_strings(text: str) -> tuple[str, ...]:
+    """The method strings of a list by commas; those inside brackets belong to hyper-parameters."""
+    pieces = tuple(piece.strip() for piece in split(text, ","))
+    if not all(pieces):
+        raise BadInput(f"the method list {text!r} has an empty name")
+    return tuple(dict.fromkeys(pieces))
 
 
 @cache

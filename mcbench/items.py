@@ -1,4 +1,8 @@
-"""Evaluation items: the questions a task asks, as plain frozen values."""
+"""Evaluation items: the questions a task asks, as plain frozen values.
+
+`group` sorts items for a score of their own. `passage` names what several items are about, a text or a story, so that
+their answers hang together and count as one draw where two runs are compared; empty where an item stands alone.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ class ChoiceItem:
     choices: tuple[str, ...]
     gold: int
     group: str = ""
+    passage: str = ""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class GenerationItem:
     stop: tuple[str, ...]
     max_new_tokens: int
     group: str = ""
+    passage: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class CodeItem:
     stop: tuple[str, ...]
     max_new_tokens: int
     group: str = ""
+    passage: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ class TextItem:
     id: str
     text: str
     group: str = ""
+    passage: str = ""
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def tabulate_records(records: Sequence[Record]) -> tuple[list[Table], list[str]]
         raise BadInput("; ".join(["there is no complete record to make a table of", *notes]))
     tables = [Table(tuple(members)) for members in _grouped(sorted(kept, key=_rank))]
     for table in tables:
-        _require_one_baseline(table)
+        require_one_baseline(table)
     return tables, notes
 
 
@@ -218,7 +218,11 @@ def _grouped(records: Sequence[Record]) -> list[list[Record]]:
     return sorted((sorted(group, key=_rank) for group in groups), key=lambda group: _rank(group[0]))
 
 
-def _comparable(one: Record, other: Record) -> bool:
+def unlike(one: Record, other: Record, *, seeds: bool = False) -> list[str]:
+    """Why two records may not be compared, each reason in words; none where they may.
+
+    seeds: whether records compare that were calibrated on different draws from one text, as different seeds make them.
+    """
     calibrated = {record.calibration.digest for record in (one, other) if record.calibration}
     precision = {
         (record.allocation.attention, record.allocation.shared, record.allocation.router)
@@ -226,11 +230,32 @@ def _comparable(one: Record, other: Record) -> bool:
         if not _uncompressed(record)
     }
     protocols = {result.task: result.protocol for result in one.results}
-    same_tests = all(protocols.get(result.task, result.protocol) == result.protocol for result in other.results)
-    return _comparison(one) == _comparison(other) and len(calibrated) < 2 and len(precision) < 2 and same_tests
+    asked = [r.task for r in other.results if protocols.get(r.task, r.protocol) != r.protocol]
+    weights, baseline = (mine == theirs for mine, theirs in zip(_comparison(one), _comparison(other), strict=True))
+    reasons = {
+        "they compressed different weights": not weights,
+        "they were measured against different uncompressed models, or computed differently": weights and not baseline,
+        "they were calibrated on different tokens": len(calibrated) > 1 and not (seeds and redrawn(one, other)),
+        "they keep attention, shared experts or router at different precisions": len(precision) > 1,
+        f"they were asked in different ways in {', '.join(asked)}": bool(asked),
+    }
+    return [reason for reason, holds in reasons.items() if holds]
 
 
-def _require_one_baseline(table: Table) -> None:
+def redrawn(one: Record, other: Record) -> bool:
+    """Whether two records were calibrated on as many tokens of one text, drawn with different seeds."""
+    drawn, again = one.calibration, other.calibration
+    if drawn is None or again is None or drawn.seed == again.seed or drawn.digest == again.digest:
+        return False
+    return (drawn.source, drawn.samples, drawn.length) == (again.source, again.samples, again.length)
+
+
+def _comparable(one: Record, other: Record) -> bool:
+    return not unlike(one, other)
+
+
+def require_one_baseline(table: Table) -> None:
+    """Raises BadInput where the same uncompressed model scored differently in two records of a table."""
     for column in table.columns:
         cells = [(record, table.cell(record, column)) for record in table.records]
         known = [

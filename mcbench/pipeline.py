@@ -28,7 +28,7 @@ from mcbench.record import FILE_NAME, Record, Result
 if TYPE_CHECKING:
     import numpy as np
 
-    from mcbench.compression import Sizes
+    from mcbench.compression import CompressedModel, Sizes
     from mcbench.model import MoEModel
     from mcbench.policy import RoutingPolicy
     from mcbench.routing import PairCounts
@@ -92,41 +92,132 @@ def run(
     chosen = select_tasks(defaults()["tasks"] if tasks is None else tasks)
     exam = Exam(chosen, Path(out), limit, allow_code_execution, execute)
     clock = Clock()
-    with muted(quiet), data_folder(data_dir), _alone_in(Path(out)):
+    with muted(quiet), data_folder(data_dir), alone_in(Path(out)):
         if save is not None:
             _require_place(save)
         with clock.stage("load"):
             exam.require_data()
-            moe = _load(defaults()["model"] if model is None else model, dtype, device)
-            budget = _budget(composition, moe, bits, expert_bits, tuple(widths))
-            data = _data(composition, moe, calibration, samples, length, seed)
+            bench = Bench.load(defaults()["model"] if model is None else model, dtype, device, exam)
+            budget = bench.budget(composition, bits, expert_bits, tuple(widths))
+            data = bench.data(calibration, samples, length, seed) if composition.calibrates else None
+        return bench.run(composition, budget, data, clock, seed=seed, save=save, command=command)[0]
+
+
+class Bench:
+    """A model on which one run follows another, and what they share.
+
+    The uncompressed model is evaluated once, calibration text is cut once, every expert is quantised once for each
+    quantiser and set of widths, and what calibration measures is measured once; each run gives what it gives alone.
+    """
+
+    def __init__(self, moe: MoEModel, exam: Exam) -> None:
+        self.moe, self.exam, self.digest = moe, exam, moe.digest()
+        self._before: Answers | None = None
+        self._texts: dict[tuple[str | None, int | None, int | None, int], CalibrationData] = {}
+        self._stores: dict[tuple[str, str, tuple[int, ...]], ExpertStore] = {}
+        self._measured: dict[tuple[object, ...], Any] = {}
+
+    @classmethod
+    def load(cls, model: str, dtype: str, device: str, exam: Exam) -> Bench:
+        """The bench with the model of that name, folder or hub id on it; BadInput where it cannot be loaded."""
+        from mcbench.model import load_model
+
+        return cls(load_model(model, dtype=dtype, device=device), exam)
+
+    def budget(
+        self, composition: Composition, bits: float | None, expert_bits: float | None, widths: tuple[int, ...]
+    ) -> BitBudget | None:
+        """The budget as asked for, None where nothing is compressed.
+
+        Raises BadInput where none was given and one is needed, or it cannot be met.
+        """
+        return _budget(composition, self.moe, bits, expert_bits, widths)
+
+    def data(self, source: str | Path | None, samples: int | None, length: int | None, seed: int) -> CalibrationData:
+        """The calibration tokens, cut once; BadInput for a text that is absent or too short."""
+        from mcbench.text import SAMPLES, calibration_data
+
+        key = (None if source is None else str(source), samples, length, seed)
+        if key not in self._texts:
+            self._texts[key] = calibration_data(
+                self.moe, source, samples=SAMPLES if samples is None else samples, length=length, seed=seed
+            )
+        return self._texts[key]
+
+    def baseline(self) -> Answers:
+        """What the uncompressed model makes of the tasks, asked once."""
+        if self._before is None:
+            self._before = self.exam.take(self.moe, self.digest, "uncompressed")
+        return self._before
+
+    def run(
+        self,
+        composition: Composition,
+        budget: BitBudget | None,
+        data: CalibrationData | None,
+        clock: Clock,
+        *,
+        seed: int = 0,
+        save: str | Path | None = None,
+        command: Sequence[str] = (),
+    ) -> tuple[Record, Path]:
+        """One run on the model, which is its old self when this is over; the record, and the file it was written to."""
+        moe, plain = self.moe, _without_policy(composition)
+        seeded = f" seed {seed}" if seed else ""  # where the seed changes nothing, each record has its own place
         with clock.stage("evaluate 16 bits"):
-            before = exam.take(moe, moe.digest(), "uncompressed")
-        if budget is None:
-            learnt, after = _unchanged(moe), before
-        else:
-            assert data is not None
-            with clock.stage("calibrate"):
-                store, stats = _calibrate(composition, moe, data, budget, Path(out))
-            with clock.stage("allocate"):
-                allocation = composition.allocator.allocate(stats, budget)
-            with clock.stage("compress"):
-                learnt = _compress(
-                    moe, budget, allocation, store, stats, data, seed, _without_policy(composition), save
-                )
-            with clock.stage("evaluate"):
-                after = exam.take(moe, learnt.identity, f"{_without_policy(composition)} {budget.asked:g}")
-        routing = None
-        if composition.policy is not None:
-            assert data is not None
-            with clock.stage("calibrate routing"):
-                policy = _fit(composition.policy, moe, data, learnt.identity, Path(out))
-            with clock.stage("evaluate pruned"):
-                pruned = exam.take(moe, learnt.identity, f"{composition} {budget.asked if budget else 16:g}", policy)
-            routing, after = _routing(policy, moe, learnt, pruned, after), pruned
-        record = _record(composition, moe, learnt, before, after, clock, seed, command, routing)
-        record.save(after.folder / FILE_NAME)
-        return record
+            before = self.baseline()
+        with ExitStack() as stack:
+            learnt, after, routing = None, before, None
+            if budget is not None:
+                assert data is not None
+                with clock.stage("calibrate"):
+                    store, stats = self._calibrate(composition, data, budget)
+                with clock.stage("allocate"):
+                    allocation = composition.allocator.allocate(stats, budget)
+                with clock.stage("compress"):
+                    learnt, compressed = _compress(moe, budget, allocation, store, stats, data, seed, plain, save)
+                stack.enter_context(compressed)
+                with clock.stage("evaluate"):
+                    after = self.exam.take(moe, learnt.identity, f"{plain} {budget.asked:g}{seeded}")
+            learnt = learnt or _unchanged(moe)
+            if composition.policy is not None:
+                assert data is not None
+                with clock.stage("calibrate routing"):
+                    policy = _fit(composition.policy, moe, data, learnt.identity, self.exam.out)
+                with clock.stage("evaluate pruned"):
+                    title = f"{composition} {budget.asked if budget else 16:g}{seeded}"
+                    pruned = self.exam.take(moe, learnt.identity, title, policy)
+                routing, after = _routing(policy, moe, learnt, pruned, after), pruned
+            record = _record(composition, moe, learnt, before, after, clock, seed, command, routing)
+        return record, record.save(after.folder / FILE_NAME)
+
+    def _calibrate(
+        self, composition: Composition, data: CalibrationData, budget: BitBudget
+    ) -> tuple[ExpertStore, CalibrationStats]:
+        """Every expert at every width, and what the allocator wants to know; both are kept under the output folder."""
+        from mcbench.calibration import calibrate
+        from mcbench.store import ExpertStore
+
+        quantizer, folder = composition.owner("quantize"), self.exam.out / "calibration"
+        name = f"{quantizer} {source_digest(quantizer)}"
+        key = (name, data.digest, budget.widths)
+        if key not in self._stores:
+            shared = next((s.activations for s in self._stores.values() if s.data is data), None)
+            if shared is None:
+                self._stores.clear()  # what another text gave is on disk
+                self._measured.clear()
+            self._stores[key] = ExpertStore(
+                self.moe, data, quantizer.method, name, budget.widths,
+                linear_widths=(FOUR_BITS,), folder=folder, activations=shared,
+            )  # fmt: skip
+        store, needs = self._stores[key], composition.allocator.needs
+        kept = folder / f"stats-{hashlib.sha256(' '.join((store.key, *needs)).encode()).hexdigest()[:16]}"
+        stats = calibrate(
+            self.moe, data, needs, store=store, widths=budget.widths, folder=kept,
+            activations=store.activations, measured=self._measured,
+        )  # fmt: skip
+        store.prepare()
+        return store, stats
 
 
 class Clock:
@@ -262,7 +353,7 @@ class Compressed:
 
 
 @contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
+def alone_in(out: Path) -> Iterator[None]:
     """Keeps a second run out of the folder while this one writes there; the lock goes with the process."""
     require_writable(out)
     with (out / ".lock").open("w") as lock:
@@ -271,12 +362,6 @@ def _alone_in(out: Path) -> Iterator[None]:
         except BlockingIOError:
             raise BadInput(f"another run is writing to {str(out)!r}; wait for it or choose another --out") from None
         yield
-
-
-def _load(name: str, dtype: str, device: str) -> MoEModel:
-    from mcbench.model import load_model
-
-    return load_model(name, dtype=dtype, device=device)
 
 
 def _budget(
@@ -308,40 +393,6 @@ def _budget(
     return budget
 
 
-def _data(
-    composition: Composition,
-    moe: MoEModel,
-    source: str | Path | None,
-    samples: int | None,
-    length: int | None,
-    seed: int,
-) -> CalibrationData | None:
-    from mcbench.text import SAMPLES, calibration_data
-
-    if not composition.compresses and composition.policy is None:
-        return None
-    return calibration_data(moe, source, samples=SAMPLES if samples is None else samples, length=length, seed=seed)
-
-
-def _calibrate(
-    composition: Composition, moe: MoEModel, data: CalibrationData, budget: BitBudget, out: Path
-) -> tuple[ExpertStore, CalibrationStats]:
-    """Every expert at every width, and what the allocator wants to know; both are kept under `out`."""
-    from mcbench.calibration import calibrate
-    from mcbench.store import ExpertStore
-
-    quantizer = composition.owner("quantize")
-    name = f"{quantizer} {_source_digest(quantizer)}"
-    store = ExpertStore(
-        moe, data, quantizer.method, name, budget.widths, linear_widths=(FOUR_BITS,), folder=out / "calibration"
-    )
-    needs = composition.allocator.needs
-    folder = out / "calibration" / f"stats-{hashlib.sha256(' '.join((store.key, *needs)).encode()).hexdigest()[:16]}"
-    stats = calibrate(moe, data, needs, store=store, widths=budget.widths, folder=folder, activations=store.activations)
-    store.prepare()
-    return store, stats
-
-
 def _compress(
     moe: MoEModel,
     budget: BitBudget,
@@ -352,12 +403,17 @@ def _compress(
     seed: int,
     method: str,
     save: str | Path | None,
-) -> Compressed:
+) -> tuple[Compressed, CompressedModel]:
     from mcbench.compression import compress
 
     compressed = compress(moe, allocation, store, method=method)
-    if save is not None:
-        compressed.save(save)
+    try:
+        if save is not None:
+            compressed.save(save)
+        sizes, identity = compressed.sizes, compressed.digest()
+    except BaseException:
+        compressed.restore()
+        raise
     calibration = recorded.Calibration(
         source=data.source,
         digest=data.digest,
@@ -371,8 +427,8 @@ def _compress(
     )
     fallbacks = tuple(dict.fromkeys((*map(str, store.fallbacks), *stats.provenance.get("fallbacks", ()))))
     return Compressed(
-        allocation, compressed.sizes, compressed.digest(), compressed.expert_bytes(), budget, calibration, fallbacks
-    )
+        allocation, sizes, identity, compressed.expert_bytes(), budget, calibration, fallbacks
+    ), compressed
 
 
 def _require_place(save: str | Path) -> None:
@@ -411,7 +467,7 @@ def _fit(part: Part, moe: MoEModel, data: CalibrationData, identity: str, out: P
     from mcbench.policy import fit
 
     return fit(
-        str(part), part.method, moe, data, identity=identity, source=_source_digest(part), folder=out / "calibration"
+        str(part), part.method, moe, data, identity=identity, source=source_digest(part), folder=out / "calibration"
     )
 
 
@@ -497,7 +553,7 @@ def _record(
         method=str(composition),
         asked=composition.asked,
         parts=tuple(
-            recorded.Part(part.name, decisions(part.method), part.settings(), _source_digest(part))
+            recorded.Part(part.name, decisions(part.method), part.settings(), source_digest(part))
             for part in composition.parts
         ),
         model=recorded.Model(
@@ -536,7 +592,7 @@ def _record(
     )
 
 
-def _source_digest(part: Part) -> str:
+def source_digest(part: Part) -> str:
     """SHA-256 of the file that defines a method, empty where an installed package does."""
     source = METHODS.source(part.name)
     return hashlib.sha256(source.read_bytes()).hexdigest() if source else ""

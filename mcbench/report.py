@@ -44,7 +44,7 @@ def data_table(served: Sequence[tuple[str, Sequence[Found]]]) -> str:
         for at, found in enumerate(looks)
     ]
     able = sum(all(found.rows is not None for found in looks) for _, looks in served)
-    table = _aligned(["task", "split", "rows", "official", "found, or what is needed"], rows, left=2, last_left=True)
+    table = aligned(["task", "split", "rows", "official", "found, or what is needed"], rows, left=2, last_left=True)
     return f"{table}\n\n{able} of {len(served)} tasks can run from this folder"
 
 
@@ -100,7 +100,7 @@ def _bits(record: Record) -> str:
     shown = {head: bit_figure(figure) for head, figure in figures.items()}
     if bits.asked is not None:
         shown = {f"asked ({'label' if bits.asked_as == 'label' else 'experts'})": f"{bits.asked:g}", **shown}
-    return _aligned(["bits per weight", *shown], [["", *shown.values()]], left=1)
+    return aligned(["bits per weight", *shown], [["", *shown.values()]], left=1)
 
 
 def _routing(routing: Routing, results: Sequence[Result]) -> str:
@@ -114,7 +114,7 @@ def _routing(routing: Routing, results: Sequence[Result]) -> str:
         if pairs.tokens and all(pairs.chosen)
     ]
     each = [f"layer {n}" for n in layers if len(layers) <= SHOWN_LAYERS]
-    tables = [_aligned(["pairs executed", "tokens", "all layers", "protected", *each], rows, left=1)] if rows else []
+    tables = [aligned(["pairs executed", "tokens", "all layers", "protected", *each], rows, left=1)] if rows else []
     by_task = {result.task: result for result in results}
     compared = [
         [
@@ -129,7 +129,7 @@ def _routing(routing: Routing, results: Sequence[Result]) -> str:
     ]
     if compared:
         heads = [f"under {routing.policy}", "router alone", "pruned", "difference ± s.e.", ""]
-        tables.append(_aligned(heads, compared, left=1))
+        tables.append(aligned(heads, compared, left=1))
     return "\n\n".join(tables)
 
 
@@ -152,7 +152,7 @@ def _results(results: Sequence[Result]) -> str:
         ]
         for result in results
     ]
-    return _aligned([*heads, *(["difference ± s.e.", ""] if compared else [])], rows, left=2)
+    return aligned([*heads, *(["difference ± s.e.", ""] if compared else [])], rows, left=2)
 
 
 def _difference(result: Result) -> tuple[str, str]:
@@ -170,7 +170,7 @@ def _within_chance(difference: float | None, error: float | None) -> bool:
 
 
 def _notes(record: Record) -> str:
-    return "\n".join(_note(name, text) for name, text in [*_caveats(record), *_facts(record)])
+    return "\n".join(note(name, text) for name, text in [*_caveats(record), *_facts(record)])
 
 
 def _caveats(record: Record) -> Iterator[tuple[str, str]]:
@@ -230,12 +230,13 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.2f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
 
 
-def _note(name: str, text: str) -> str:
+def note(name: str, text: str) -> str:
+    """A remark below a table: its name, then the text filled to the width of a page."""
     filled = textwrap.fill(text, COLUMNS, initial_indent=f"{name:<11}", subsequent_indent=" " * 11)
     return filled.replace(UNBROKEN, " ")
 
 
-def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int, last_left: bool = False) -> str:
+def aligned(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int, last_left: bool = False) -> str:
     """A table in plain text: the first `left` columns (and the last, if asked) to the left, the others to the right."""
     to_left = {*range(left), *([len(heads) - 1] if last_left else [])}
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]

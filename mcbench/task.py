@@ -644,6 +644,28 @@ def completions_of(sink: Path) -> Path:
     return sink.with_name(f"{sink.name.removesuffix('.jsonl')}{COMPLETIONS}")
 
 
+def load_samples(path: Path) -> tuple[dict[str, Any], list[Row]]:
+    """Whose samples a finished file holds (protocol, model, limit), and the samples in order; changes nothing.
+
+    Raises BadInput where there is no such file, or it is cut short, damaged or of a newer schema.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"the samples {str(path)!r} cannot be read: {error.strerror}") from None
+    try:
+        owner, *rows = [json.loads(line) for line in data.splitlines()]
+        places = [row.pop("index") for row in rows]
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise BadInput(f"the samples {str(path)!r} are damaged or cut short; run it again") from None
+    schema = owner.get("schema") if isinstance(owner, dict) else None
+    if type(schema) is int and schema > SAMPLES_SCHEMA:
+        raise BadInput(f"the samples {str(path)!r} are of schema {schema}, this mcbench knows up to {SAMPLES_SCHEMA}")
+    if schema != SAMPLES_SCHEMA or sorted(places) != list(range(len(rows))):
+        raise BadInput(f"the samples {str(path)!r} are damaged or cut short; run it again")
+    return owner, [row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: int(pair[0]))]
+
+
 def _keep_new(batch: Mapping[int, Row], rows: Mapping[int, Row], file: SampleFile | None) -> Iterator[tuple[int, Row]]:
     """The samples of a batch that are not known yet, written to the file first."""
     # through JSON and back, so that a resumed run holds exactly what an uninterrupted one holds
@@ -672,7 +694,9 @@ def _choice_row(item: ChoiceItem, scores: Sequence[LogLikelihood], metric: str) 
 
 
 def _identify(item: Item, prompt: str) -> Row:
-    return {"id": item.id, "group": item.group, "prompt": hashlib.sha256(prompt.encode()).hexdigest()[:16]}
+    prompt_digest = hashlib.sha256(prompt.encode()).hexdigest()[:16]
+    shared = {"passage": item.passage} if item.passage else {}
+    return {"id": item.id, "group": item.group, **shared, "prompt": prompt_digest}
 
 
 def items_of(task: Task) -> tuple[Item, ...]:
@@ -690,5 +714,7 @@ def _made(task: Task, folder: Path | None) -> tuple[tuple[Item, ...], str]:
     items = tuple(task.items())
     if not items:
         raise BadInput(f"task {task.name!r} has no items")
-    text = json.dumps([[type(item).__name__, dataclasses.asdict(item)] for item in items], sort_keys=True)
+    # the passage moves no answer, only how sure one is of their mean
+    asked = [{key: v for key, v in dataclasses.asdict(item).items() if key != "passage"} for item in items]
+    text = json.dumps([[type(item).__name__, each] for item, each in zip(items, asked, strict=True)], sort_keys=True)
     return items, hashlib.sha256(text.encode()).hexdigest()

@@ -11,9 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from runs import answers, write_run
 
 from mcbench.cli import _parser
 from mcbench.composition import METHODS, compose
+from mcbench.sweep import read_grid
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -96,3 +99,34 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "COLUMNS": "100"}
     whole = [sys.executable, "-m", "mcbench", *arguments]
     return subprocess.run(whole, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_quality_gate_holds_commands_that_would_be_understood() -> None:
+    text = (ROOT / "examples" / "quality-gate.yml").read_text(encoding="utf-8")
+    steps = yaml.safe_load(text)["jobs"]["compare"]["steps"]
+    lines = [line.strip() for step in steps for line in step.get("run", "").splitlines()]
+    shown = [line.partition(" >")[0] for line in lines if line.startswith("mcbench ")]
+    parsed = [_parser().parse_args(shlex.split(command)[1:]) for command in shown]
+    assert [options.command.__name__ for options in parsed] == ["_run", "_run", "_compare"]
+    assert [options.out for options in parsed[:2]] == parsed[2].records and parsed[2].gate
+
+
+@pytest.mark.parametrize(("lost", "code"), [(0, 0), (60, 1), (3, 0)], ids=["passes", "fails", "warns"])
+def test_the_quality_gate_ends_as_it_says(tmp_path: Path, lost: int, code: int) -> None:
+    write_run(tmp_path / "before" / "a run", {"quiz": answers([True] * 400)})
+    write_run(tmp_path / "after" / "a run", {"quiz": answers([at >= lost for at in range(400)])})
+    text = (ROOT / "examples" / "quality-gate.yml").read_text(encoding="utf-8")
+    (script,) = [step["run"] for step in yaml.safe_load(text)["jobs"]["compare"]["steps"] if step.get("name")]
+    beside = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = {**os.environ, **beside, "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
+    done = subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert ("::warning::" in done.stdout) == (lost == 3)
+    assert "quiz" in (tmp_path / "summary.md").read_text()
+
+
+def test_the_grid_of_the_readme_is_one(tmp_path: Path) -> None:
+    (text,) = blocks(README, "toml")
+    (tmp_path / "grid.toml").write_text(text)
+    grid = read_grid(tmp_path / "grid.toml")
+    assert len(list(grid.cells())) == 1 + 3 * 9 * 3

@@ -31,11 +31,17 @@ def _name(fact: Fact) -> str:
 
 
 def _choice(
-    rng: random.Random, name: str, context: str, right: str, wrong: Sequence[str], group: str = ""
+    rng: random.Random,
+    name: str,
+    context: str,
+    right: str,
+    wrong: Sequence[str],
+    group: str = "",
+    passage: str = "",
 ) -> ChoiceItem:
     gold = rng.randrange(len(wrong) + 1)
     choices = [*wrong[:gold], right, *wrong[gold:]]
-    return ChoiceItem(name, context, tuple(f" {choice}" for choice in choices), gold, group)
+    return ChoiceItem(name, context, tuple(f" {choice}" for choice in choices), gold, group, passage)
 
 
 def _some(rng: random.Random, pool: Sequence[str], count: int, *but: str) -> list[str]:
@@ -124,9 +130,8 @@ def _hellaswag(world: World, rng: random.Random, split: Split) -> Iterator[Item]
         later = rng.choice([step for index, step in enumerate(steps) if index != place])
         wrong = _some(rng, [other_day, later, world.story(elsewhere, weather)[place], *script.steps], 3, right)
         group = "weather" if place == 2 else "script"
-        yield _choice(
-            rng, f"{_name(fact)}/{place}/{number}", context, f"{right}.", [f"{step}." for step in wrong], group
-        )
+        name, endings = f"{_name(fact)}/{place}/{number}", [f"{step}." for step in wrong]
+        yield _choice(rng, name, context, f"{right}.", endings, group, passage=_name(fact))
 
 
 def _winogrande(world: World, rng: random.Random, split: Split) -> Iterator[Item]:

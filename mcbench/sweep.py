@@ -1,0 +1,401 @@
+"""A grid of runs, methods x budgets x seeds, that costs little more than one of them.
+
+The model is loaded and evaluated uncompressed once, every expert is quantised once for each quantiser, and every cell
+of the grid is composed from that. Each cell gives the record that `mcbench run` gives. What is finished stays under the
+output folder, so a sweep that was killed goes on; a cell that fails is noted with its reason, and the rest go on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+import textwrap
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mcbench.catalogue import select_tasks
+from mcbench.composition import Composition, compose, defaults, method_strings
+from mcbench.errors import BadInput, CheckFailed, UnknownName
+from mcbench.files import write_whole
+from mcbench.pipeline import Bench, Clock, Exam, alone_in, source_digest
+from mcbench.progress import muted, track
+from mcbench.record import Record
+from mcbench.registry import suggest
+from mcbench.report import aligned, bit_figure
+
+JOURNAL = "sweep.json"
+SCHEMA = 1
+POINTS = 9  # of a range without a number, as the papers have from 1.57 to 2.54
+MOST_CELLS = 100_000
+TRIED_ITEMS = 8  # of each task, for the estimate of a plan
+
+State = Literal["to do", "done", "failed", "out of reach"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a sweep runs: every method at every budget with every seed, on the same model and tasks.
+
+    bits, expert_bits: budgets as in `mcbench.run`; give one of them unless no method needs any. samples and length 0
+    stand for the usual ones, limit 0 for every item.
+    """
+
+    methods: tuple[str, ...]
+    bits: tuple[float, ...] = ()
+    expert_bits: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    tasks: str = ""
+    model: str = ""
+    widths: tuple[int, ...] = (1, 2, 3)
+    calibration: str = ""
+    samples: int = 0
+    length: int = 0
+    device: str = "cpu"
+    dtype: str = "auto"
+    limit: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.methods:
+            raise BadInput("a sweep needs at least one method")
+        if self.bits and self.expert_bits:
+            raise BadInput("give the budgets as bits (the papers' label) or as expert_bits, not both")
+        for name in ("bits", "expert_bits", "seeds", "widths"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise BadInput(f"{name} names a value twice: {', '.join(f'{v:g}' for v in values)}")
+        if not self.seeds or not all(0 <= seed < 2**32 for seed in self.seeds):
+            raise BadInput(f"seeds lie between 0 and {2**32 - 1}, and there is at least one")
+        if self.limit < 0 or self.samples < 0 or self.length < 0:
+            raise BadInput("limit, samples and length are at least 1, or left out")
+        if len(self.methods) * max(1, len(self.bits) + len(self.expert_bits)) * len(self.seeds) > MOST_CELLS:
+            raise BadInput(f"the grid has more than {MOST_CELLS:,} cells")
+
+    def cells(self) -> Iterator[Cell]:
+        """Every cell, those that share most of the work one after another: by seed, then quantiser, then method."""
+        for number, seed in enumerate(self.seeds):
+            made = [compose(method, seed=seed) for method in self.methods]
+            if not number:  # the uncompressed model knows no seed
+                yield from (Cell(c, None, None, seed) for c in made if not c.compresses)
+            for composition in sorted((c for c in made if c.compresses), key=lambda c: str(c.owner("quantize"))):
+                if not self.bits and not self.expert_bits:
+                    raise BadInput(f"{composition.asked!r} needs budgets: give bits or expert_bits")
+                for bits in self.bits:
+                    yield Cell(composition, bits, None, seed)
+                for bits in self.expert_bits:
+                    yield Cell(composition, None, bits, seed)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid."""
+
+    composition: Composition
+    bits: float | None
+    expert_bits: float | None
+    seed: int
+
+    def __str__(self) -> str:
+        asked = f" at {self.bits:g} bits" if self.bits is not None else ""
+        asked = f" at {self.expert_bits:g} expert bits" if self.expert_bits is not None else asked
+        return f"{self.composition}{asked}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell: `record` is where its record lies, `reason` why there is none."""
+
+    cell: str
+    state: State
+    record: str = ""
+    reason: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep would do: the state of every cell, and estimates for those to do.
+
+    evaluation_seconds: of one cell, from a few items of every task on this machine; None where there is nothing to do.
+    store_bytes: what the quantised experts will take on disk, scales not counted.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    evaluation_seconds: float | None
+    store_bytes: int
+
+
+def sweep(
+    grid: Grid, *, out: str | Path = "runs", allow_code_execution: bool = False, quiet: bool = True
+) -> tuple[Outcome, ...]:
+    """Runs every cell of the grid that is not done yet and returns what became of each, in the order of the grid.
+
+    Raises UnknownName and BadInput for what is wrong with the grid as a whole, before anything is computed. A budget
+    that a method cannot reach is noted as out of reach; whatever else goes wrong in a cell is noted as failed.
+    """
+    cells = list(grid.cells())
+    exam = _exam(grid, out, allow_code_execution)
+    with muted(quiet), alone_in(exam.out):
+        bench = _bench(grid, exam)
+        _require_some_in_reach(bench, grid, cells)
+        journal = Journal(exam.out / JOURNAL)
+        outcomes = []
+        for cell in track(cells, len(cells), "sweep"):
+            key = _key(bench, grid, cell)
+            outcome = journal.finished(key)
+            if outcome is None:
+                outcome = _run(bench, grid, cell)
+                journal.note(key, outcome)
+            outcomes.append(outcome)
+    return tuple(outcomes)
+
+
+def plan(grid: Grid, *, out: str | Path = "runs", quiet: bool = True) -> Plan:
+    """What `sweep` would do, without doing it: the model is loaded and asked a few items, nothing is written."""
+    cells = list(grid.cells())
+    bench = _bench(grid, _exam(grid, out, False))
+    _require_some_in_reach(bench, grid, cells)
+    journal = Journal(Path(out) / JOURNAL)
+    outcomes = tuple(journal.finished(_key(bench, grid, cell)) or _planned(bench, grid, cell) for cell in cells)
+    to_do = [cell for cell, outcome in zip(cells, outcomes, strict=True) if outcome.state == "to do"]
+    seconds = _evaluation_seconds(bench) if to_do else None
+    count = bench.moe.weight_count()
+    stores = {(cell.composition.owner("quantize").name, cell.seed) for cell in to_do if cell.composition.compresses}
+    codes = sum(grid.widths) * count.layers * count.experts * count.per_expert // 8 + count.attention // 2
+    return Plan(outcomes, seconds, len(stores) * codes)
+
+
+def read_grid(path: str | Path, **changes: Any) -> Grid:
+    """The grid in a TOML file, whose keys are the fields of `Grid`; `changes` come before what the file says.
+
+    Lists may be written as lists or as at the shell ("1.57:2.54"). Raises BadInput for a file that cannot be read or a
+    value of the wrong type, UnknownName for a key that is none.
+    """
+    path = Path(path)
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"the grid {str(path)!r} cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadInput(f"the grid {str(path)!r} is not TOML: {error}") from None
+    return make_grid(
+        {key.replace("-", "_"): value for key, value in found.items()} | changes, f"the grid {str(path)!r}"
+    )
+
+
+def make_grid(settings: Mapping[str, Any], where: str = "the grid") -> Grid:
+    """A grid from plain values or from text as it is typed at the shell; BadInput and UnknownName as `read_grid`."""
+    fields = {f.name: f for f in dataclasses.fields(Grid)}
+    for key in settings:
+        if key not in fields:
+            raise UnknownName(f"{where} has no setting {key!r}; {suggest(key, fields)}")
+    if "methods" not in settings:
+        raise BadInput(f"{where} names no methods")
+    readers: dict[str, Callable[[Any, str], Any]] = {
+        "methods": _methods,
+        "bits": numbers,
+        "expert_bits": numbers,
+        "seeds": _whole,
+        "widths": _whole,
+    }
+    values = {}
+    for key, value in settings.items():
+        default = fields[key].default
+        if key in readers:
+            values[key] = readers[key](value, f"{where}: {key}")
+        elif type(value) is not type(default):
+            raise BadInput(f"{where}: {key} must be {type(default).__name__}, not {value!r}")
+        else:
+            values[key] = value
+    return Grid(**values)
+
+
+def numbers(value: Any, where: str = "bits") -> tuple[float, ...]:
+    """Numbers from a list, from text by commas, or from a range low:high or low:high:points, evenly spaced."""
+    pieces = value if isinstance(value, list | tuple) else str(value).split(",")
+    found: list[float] = []
+    for piece in pieces:
+        ends = str(piece).split(":")
+        try:
+            if isinstance(piece, bool) or len(ends) > 3:
+                raise ValueError
+            low, high = float(ends[0]), float(ends[min(1, len(ends) - 1)])
+            points = int(ends[2]) if len(ends) == 3 else POINTS if len(ends) == 2 else 1
+        except ValueError:
+            raise BadInput(f"{where} must be numbers by commas or a range such as 1.57:2.54, not {piece!r}") from None
+        if not 0 < low <= high < 100 or not 1 <= points <= 1000 or (len(ends) > 1 and (points < 2 or low == high)):
+            raise BadInput(f"{where}: {piece!r} is no range of widths; write low:high:points, such as 1.57:2.54:9")
+        found += [round(low + (high - low) * at / max(1, points - 1), 6) for at in range(points)]
+    return tuple(dict.fromkeys(found))
+
+
+def report(outcomes: Sequence[Outcome], planned: Plan | None = None) -> str:
+    """What became of every cell, or would, as plain text."""
+    rows = [[outcome.cell, outcome.state, _detail(outcome)] for outcome in outcomes]
+    width = max(len(row[2]) for row in rows)
+    text = aligned(["cell", "state", "detail".ljust(width)], [[*row[:2], row[2].ljust(width)] for row in rows], left=2)
+    counts: dict[str, int] = {}
+    for outcome in outcomes:
+        counts[outcome.state] = counts.get(outcome.state, 0) + 1
+    lines = [
+        "\n".join(line.rstrip() for line in text.splitlines()),
+        "",
+        ", ".join(f"{n} {s}" for s, n in counts.items()),
+    ]
+    if planned is not None and planned.evaluation_seconds is not None:
+        cells = counts.get("to do", 0)
+        each, all_of_them = planned.evaluation_seconds, planned.evaluation_seconds * (cells + 1)
+        lines.append(f"evaluation: about {each:.0f} s a model, {all_of_them / 60:.0f} min in all; calibration besides")
+        lines.append(f"codes of the experts: {planned.store_bytes / 1e6:.1f} MB and their scales")
+    return "\n".join(lines)
+
+
+# -- one cell
+
+
+def _exam(grid: Grid, out: str | Path, allow_code_execution: bool) -> Exam:
+    if not str(out).strip():
+        raise BadInput("the output folder is empty; leave it out or name one")
+    return Exam(select_tasks(grid.tasks or defaults()["tasks"]), Path(out), grid.limit or None, allow_code_execution)
+
+
+def _bench(grid: Grid, exam: Exam) -> Bench:
+    return Bench.load(grid.model or defaults()["model"], grid.dtype, grid.device, exam)
+
+
+def _require_some_in_reach(bench: Bench, grid: Grid, cells: Sequence[Cell]) -> None:
+    """Raises BadInput where not one cell can be run, for then the grid itself is wrong."""
+    planned = [_planned(bench, grid, cell) for cell in cells]
+    if all(outcome.state == "out of reach" for outcome in planned):
+        raise BadInput(f"no cell of the grid can be run; the first, {cells[0]}: {planned[0].reason}")
+
+
+def _run(bench: Bench, grid: Grid, cell: Cell) -> Outcome:
+    if (planned := _planned(bench, grid, cell)).state != "to do":
+        return planned
+    started = time.monotonic()
+    try:
+        budget = bench.budget(cell.composition, cell.bits, cell.expert_bits, grid.widths)
+        data = None
+        if cell.composition.compresses:
+            data = bench.data(grid.calibration or None, grid.samples or None, grid.length or None, cell.seed)
+        _, path = bench.run(cell.composition, budget, data, Clock(), seed=cell.seed)
+    except (BadInput, UnknownName, CheckFailed) as error:
+        return Outcome(str(cell), "failed", reason=str(error), seconds=time.monotonic() - started)
+    except Exception as error:  # whatever a method, a task or the machine makes of it
+        reason = f"{type(error).__name__}: {error}"
+        return Outcome(str(cell), "failed", reason=reason, seconds=time.monotonic() - started)
+    return Outcome(str(cell), "done", record=str(path), seconds=time.monotonic() - started)
+
+
+def _planned(bench: Bench, grid: Grid, cell: Cell) -> Outcome:
+    """Whether the cell's budget can be reached at all."""
+    try:
+        bench.budget(cell.composition, cell.bits, cell.expert_bits, grid.widths)
+    except BadInput as error:
+        return Outcome(str(cell), "out of reach", reason=str(error))
+    return Outcome(str(cell), "to do")
+
+
+def _key(bench: Bench, grid: Grid, cell: Cell) -> str:
+    """Everything that the cell's record depends on, as one digest."""
+    content = {
+        "model": bench.digest,
+        "method": [str(cell.composition), [source_digest(part) for part in cell.composition.parts]],
+        "budget": [cell.bits, cell.expert_bits, grid.widths, cell.seed],
+        "calibration": [_file_digest(grid.calibration), grid.samples, grid.length],
+        "evaluation": [[task.protocol for task in bench.exam.tasks], grid.limit, grid.device, grid.dtype],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _file_digest(path: str) -> str:
+    if not path:
+        return ""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise BadInput(f"the calibration text {path!r} cannot be read: {error.strerror}") from None
+
+
+class Journal:
+    """The cells that are finished, by the digest of what they depend on, in a file that is whole at any time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.cells: dict[str, Outcome] = {}
+        if not path.exists():
+            return
+        try:
+            whole = json.loads(path.read_text(encoding="utf-8"))
+            if whole["schema"] > SCHEMA:
+                raise BadInput(f"{str(path)!r} is of schema {whole['schema']}, this mcbench knows up to {SCHEMA}")
+            self.cells = {key: Outcome(**outcome) for key, outcome in whole["cells"].items()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            if isinstance(error, BadInput):
+                raise
+            raise BadInput(f"{str(path)!r} is damaged; delete it, the samples of the runs are kept") from None
+
+    def finished(self, key: str) -> Outcome | None:
+        """The outcome of a cell whose record is there and whole; None where it has to be run, again or at all."""
+        outcome = self.cells.get(key)
+        if outcome is None or outcome.state != "done":
+            return None
+        path = self.path.parent / outcome.record
+        try:
+            Record.load(path)
+        except BadInput:
+            return None
+        return dataclasses.replace(outcome, record=str(path))
+
+    def note(self, key: str, outcome: Outcome) -> None:
+        """Keeps the outcome, on disk before this returns."""
+        where = str(Path(outcome.record).relative_to(self.path.parent)) if outcome.record else ""
+        self.cells[key] = dataclasses.replace(outcome, record=where)
+        cells = {key: dataclasses.asdict(outcome) for key, outcome in self.cells.items()}
+        write_whole(self.path, (json.dumps({"schema": SCHEMA, "cells": cells}, indent=1) + "\n").encode())
+
+
+# -- estimates
+
+
+def _evaluation_seconds(bench: Bench) -> float:
+    """How long one model takes for all tasks, from a few items of each."""
+    total = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for task in bench.exam.tasks:
+            items = min(len(task.items()), bench.exam.limit or len(task.items()))
+            tried = dataclasses.replace(bench.exam, tasks=(task,), out=Path(folder), limit=min(TRIED_ITEMS, items))
+            ((_, scores),) = tried.take(bench.moe, bench.digest, "tried").scores
+            total += scores.seconds * items / min(TRIED_ITEMS, items)
+    return total
+
+
+def _methods(value: Any, where: str) -> tuple[str, ...]:
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        value = ",".join(value)
+    if not isinstance(value, str) or not value.strip():
+        raise BadInput(f"{where} must be method strings by commas, not {value!r}")
+    return method_strings(value)
+
+
+def _whole(value: Any, where: str) -> tuple[int, ...]:
+    pieces = value if isinstance(value, list | tuple) else str(value).split(",")
+    try:
+        if any(isinstance(piece, bool | float) for piece in pieces):
+            raise ValueError
+        return tuple(dict.fromkeys(int(piece) for piece in pieces))
+    except ValueError:
+        raise BadInput(f"{where} must be whole numbers by commas, not {value!r}") from None
+
+
+def _detail(outcome: Outcome) -> str:
+    if outcome.state == "done":
+        record = Record.load(outcome.record)
+        return f"label {bit_figure(record.bits.label)}, stored {bit_figure(record.bits.stored)}, {outcome.record}"
+    return textwrap.shorten(outcome.reason, 200, placeholder=" ...")
