@@ -435,6 +435,20 @@ def test_what_datasets_has_prepared_is_found(small: None) -> None:
     assert found.rows[0]["answer"] == "#### 4" and found.source.startswith("Hugging Face cache: main/")
 
 
+def test_what_the_hub_gives_is_read_from_the_files_that_it_leaves(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repository in a folder stands for one on the hub; `datasets` prepares both in the same way."""
+    import datasets as library
+
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "prepared")
+    repository = tmp_path / "owner" / "piqa"
+    repository.mkdir(parents=True)
+    parquet.write_table(table(PIQA), repository / "validation-00000-of-00001.parquet")
+    found = datasets._downloaded("piqa", SETS["piqa"], "validation", str(repository), None)
+    assert list(found.rows) == PIQA and found.source.startswith("hub: ")
+
+
 # -- which folder
 
 

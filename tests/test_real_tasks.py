@@ -433,3 +433,20 @@ def test_every_code_task_says_what_writing_without_running_needs() -> None:
     assert isinstance(human, CodeTask)
     with pytest.raises(BadInput, match="need a file to go to"):
         human.evaluate(language_model(), limit=1, execute=False)
+
+
+def test_a_run_may_leave_its_programs_to_another_machine(tmp_path: Path) -> None:
+    """Written by one run, scored apart, and picked up by the next run, which writes no program."""
+    if not isolation().contained:
+        pytest.skip(f"this machine confines by {isolation().name} only")
+    from mcbench.pipeline import run
+
+    asked = {"tasks": "mini-humaneval(count=3)", "out": tmp_path}
+    (result,) = run("none", execute=False, **asked).results  # type: ignore[arg-type]
+    assert result.value is None and "mcbench score" in result.skipped
+    (file,) = tmp_path.rglob("*.completions.jsonl")
+    scores = score(file)
+    before = file.read_bytes(), file.with_name(f"{scores.protocol}.jsonl").read_bytes()
+    (result,) = run("none", **asked).results  # type: ignore[arg-type]
+    assert (result.value, result.n) == (scores.value, 3)
+    assert before == (file.read_bytes(), file.with_name(f"{scores.protocol}.jsonl").read_bytes())
