@@ -41,7 +41,7 @@ def difference(scores: Scores, other: Scores) -> Difference | None:
     if [row["id"] for row in ours] != [row["id"] for row in theirs]:
         raise BadInput(f"the two runs of {scores.protocol} did not answer the same samples")
     if "loss" in ours[0]:
-        return _of_perplexities(ours, theirs)
+        return _of_perplexities(ours, theirs, "words" if scores.metric == "word_perplexity" else "tokens")
     return _of_shares([float(row["correct"]) for row in ours], [float(row["correct"]) for row in theirs])
 
 
@@ -52,10 +52,10 @@ def _of_shares(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     return Difference(float(deltas.mean()), n, error, int((deltas < 0).sum()), int((deltas > 0).sum()))
 
 
-def _of_perplexities(ours: Sequence[Row], theirs: Sequence[Row]) -> Difference:
+def _of_perplexities(ours: Sequence[Row], theirs: Sequence[Row], unit: str) -> Difference:
     loss, other, tokens = (
         np.array([float(row[key]) for row in rows])  # [windows]
-        for rows, key in ((ours, "loss"), (theirs, "loss"), (ours, "tokens"))
+        for rows, key in ((ours, "loss"), (theirs, "loss"), (ours, unit))
     )
     value = math.exp(loss.sum() / tokens.sum()) - math.exp(other.sum() / tokens.sum())
     n = len(tokens)

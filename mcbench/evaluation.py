@@ -6,11 +6,14 @@ scored; a batch holds a number of tokens, not of requests. The fast path is comp
 
 from __future__ import annotations
 
+import collections
 import copy
+import dataclasses
 import functools
 import hashlib
 import inspect
 import json
+import math
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +24,14 @@ import torch
 from torch import Tensor
 
 from mcbench.errors import BadInput, CheckFailed
+from mcbench.prefixes import Node, Sharing, plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 T = TypeVar("T")
+
+CACHE_SHARE = 8  # a cached token counts as this fraction of one that is computed when a batch is filled
 
 WindowStyle = Literal["rolling", "disjoint"]
 
@@ -91,6 +97,69 @@ class _Request:
     truncated: int
 
 
+@dataclass(frozen=True)
+class _Trunk:
+    """Texts in a key-value cache, padded to `width`, and the row of the cache that a node comes after."""
+
+    cache: Any
+    mask: Tensor | None  # [rows, width]; none where nothing is padded
+    width: int
+    parent: dict[int, int]  # id of a node -> row
+
+
+class _Spots(NamedTuple):
+    """Where a batch of nodes predicts tokens that are scored: one entry for every request and token."""
+
+    request: list[int]
+    row: list[int]
+    at: list[int]  # position in the whole sequence of the token read last
+    target: list[int]
+    first: list[int]  # [rows], the first such position of each node, or its end
+
+
+class _Sums:
+    """The log-likelihoods of requests, summed as the nodes they pass through are computed."""
+
+    def __init__(self, requests: Sequence[_Request]) -> None:
+        self._requests = requests
+        self._value = [0.0] * len(requests)
+        self._greedy = [True] * len(requests)
+        self._left = [len(request.continuation) for request in requests]
+
+    def spots(self, nodes: Sequence[Node]) -> _Spots:
+        """What these nodes predict of their members' continuations."""
+        found = _Spots([], [], [], [], [node.end for node in nodes])
+        for row, node in enumerate(nodes):
+            for request in node.members:
+                context, continuation = self._requests[request].context, self._requests[request].continuation
+                before = len(context) - 1  # the position that predicts the continuation's first token
+                low, high = max(node.start, before), min(node.end, before + len(continuation))
+                if low < high:
+                    found.request.extend([request] * (high - low))
+                    found.row.extend([row] * (high - low))
+                    found.at.extend(range(low, high))
+                    found.target.extend(continuation[low - before : high - before])
+                    found.first[row] = min(found.first[row], low)
+        return found
+
+    def add(self, spots: _Spots, value: np.ndarray, best: np.ndarray) -> None:
+        """Adds the values (nats) of scored tokens, and whether each is the most likely, both [N]."""
+        for request, nats, likeliest in zip(spots.request, value.tolist(), best.tolist(), strict=True):
+            self._value[request] += nats
+            self._greedy[request] &= likeliest
+            self._left[request] -= 1
+
+    def finished(self, members: Iterable[int]) -> dict[int, LogLikelihood]:
+        """Those of the members whose every token has been scored."""
+        return {
+            at: LogLikelihood(
+                self._value[at], len(self._requests[at].continuation), self._greedy[at], self._requests[at].truncated
+            )
+            for at in sorted(members)
+            if self._left[at] == 0
+        }
+
+
 class LanguageModel:
     """A causal transformers model and its tokenizer, as the tasks see them.
 
@@ -124,8 +193,10 @@ class LanguageModel:
         self.tolerance = 2e-3 if self._exact else 0.5
         self._identity = identity
         self._accepts = set(inspect.signature(model.forward).parameters)
-        self._selects_rows = self._can_select_rows()
-        self.prefix_sharing = prefix_sharing and self._selects_rows
+        self._selects_rows, self._keeps_all = self._probe_cache()
+        self.sharing: Sharing = "trie" if self._keeps_all else "one level"
+        if not (prefix_sharing and self._selects_rows):
+            self.sharing = "none"
         self.check_difference = self._self_check() if check else None
 
     # -- what it is
@@ -149,7 +220,7 @@ class LanguageModel:
             "attention_implementation": getattr(self.model.config, "_attn_implementation", None),
             "window": self.window,
             "tokens_per_batch": self.tokens_per_batch,
-            "prefix_sharing": self.prefix_sharing,
+            "prefix_sharing": self.sharing,
         }
 
     # -- log-likelihoods
@@ -198,9 +269,7 @@ class LanguageModel:
 
         Only the first `most` windows are scored, where given. Raises BadInput where there is no window at all.
         """
-        window = self.window if window is None else window
-        if not 1 < window <= self.window:
-            raise BadInput(f"a window of {window} tokens does not fit the model, whose window is {self.window}")
+        window = self._fit_window(window)
         cut = self._rolling if style == "rolling" else self._disjoint
         windows = [(i, request) for i, text in enumerate(texts) for request in cut(text, window)][:most]
         if not windows:
@@ -216,6 +285,28 @@ class LanguageModel:
                 )
                 for at, score in batch.items()
             }
+
+    def text_batches(
+        self, texts: Sequence[str], window: int | None = None, done: Collection[int] = ()
+    ) -> Iterator[dict[int, LogLikelihood]]:
+        """The log-likelihood of every whole text in rolling windows (see `perplexity`), as texts get complete.
+
+        Keys are positions in `texts`; those in `done` may be left out.
+        """
+        window = self._fit_window(window)
+        windows = [(at, request) for at, text in enumerate(texts) for request in self._rolling(text, window)]
+        left = collections.Counter(at for at, _ in windows)
+        sums: dict[int, dict[int, LogLikelihood]] = {}
+        empty = {at: LogLikelihood(0.0, 0, True, 0) for at in range(len(texts)) if at not in left}
+        if empty:
+            yield empty
+        finished = frozenset(n for n, (at, _) in enumerate(windows) if at in done)
+        for batch in self._score([request for _, request in windows], finished):
+            for n, score in batch.items():
+                sums.setdefault(windows[n][0], {})[n] = score
+            full = [at for at in dict.fromkeys(windows[n][0] for n in batch) if len(sums[at]) == left[at]]
+            if full:
+                yield {at: _joined([score for _, score in sorted(sums.pop(at).items())]) for at in full}
 
     # -- generation
 
@@ -236,19 +327,45 @@ class LanguageModel:
         copies = sampling.samples if sampling else 1
         encoded = self._encode([p.text for p in prompts])
         kept = [self._fit_prompt(ids, p.max_new_tokens) for ids, p in zip(encoded, prompts, strict=True)]
-        lengths = [len(ids) + p.max_new_tokens for ids, p in zip(kept, prompts, strict=True)]
-        # rows that stop at about the same time share a batch: by allowance first, then by length
-        order = sorted(range(len(prompts)), key=lambda i: (-prompts[i].max_new_tokens, -lengths[i], i))
-        for chunk in _chunks(order, lambda i: lengths[i] * copies, self.tokens_per_batch):
-            if skip.issuperset(chunk):
-                continue
-            rows = [(i, sample) for i in chunk for sample in range(copies)]
-            written = self._continue([kept[i] for i in chunk], [prompts[i] for i, _ in rows], rows, sampling)
-            answer: dict[int, list[Completion]] = {i: [] for i in chunk}
-            for (i, _), (ids, finish) in zip(rows, written, strict=True):
-                text, finish = self._text(kept[i], ids, prompts[i].stop, finish)
-                answer[i].append(Completion(text, len(ids), finish, len(encoded[i]) - len(kept[i])))
-            yield answer
+        for beginning, members in self._beginnings(kept):
+            # rows that stop at about the same time share a batch: by allowance first, then by length
+            order = sorted(members, key=lambda i: (-prompts[i].max_new_tokens, -len(kept[i]), i))
+            size = [
+                copies * (len(ids) - beginning + (beginning + prompt.max_new_tokens) // CACHE_SHARE)
+                for ids, prompt in zip(kept, prompts, strict=True)
+            ]
+            trunk: _Trunk | None = None
+            for chunk in _chunks(order, size.__getitem__, self.tokens_per_batch):
+                if skip.issuperset(chunk):
+                    continue
+                if beginning and trunk is None:
+                    trunk = self._read(kept[chunk[0]][:beginning])
+                rows = [(i, sample) for i in chunk for sample in range(copies)]
+                rest = [kept[i][beginning:] for i in chunk]
+                written = self._continue(rest, [prompts[i] for i, _ in rows], rows, sampling, trunk)
+                answer: dict[int, list[Completion]] = {i: [] for i in chunk}
+                for (i, _), (ids, finish) in zip(rows, written, strict=True):
+                    text, finish = self._text(kept[i], ids, prompts[i].stop, finish)
+                    answer[i].append(Completion(text, len(ids), finish, len(encoded[i]) - len(kept[i])))
+                yield answer
+
+    def _beginnings(self, prompts: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
+        """Groups of prompts with the number of tokens that all of a group begin with, 0 where that is not used."""
+        alone: list[int] = []
+        groups: list[tuple[int, list[int]]] = []
+        for node in plan(prompts, "one level") if self.sharing == "trie" else []:
+            if node.children:  # every prompt keeps a token of its own, whose logits choose the first new one
+                shortest = min(len(prompts[at]) for at in node.members)
+                groups.append((min(node.end, shortest - 1), sorted(node.members)))
+            else:
+                alone += node.members
+        return [*groups, (0, sorted(alone) if self.sharing == "trie" else list(range(len(prompts))))]
+
+    def _read(self, tokens: Sequence[int]) -> _Trunk:
+        """The cache of these tokens."""
+        ids, mask, position = self._pad([tokens])
+        out = self._forward(ids, mask, position, keep=1, use_cache=True)
+        return _Trunk(out.past_key_values, mask, len(tokens), {})
 
     # -- tokens
 
@@ -317,6 +434,12 @@ class LanguageModel:
             )
         return ids[-room:] if ids else [self._prefix()]
 
+    def _fit_window(self, window: int | None) -> int:
+        window = self.window if window is None else window
+        if not 1 < window <= self.window:
+            raise BadInput(f"a window of {window} tokens does not fit the model, whose window is {self.window}")
+        return window
+
     def _rolling(self, text: str, window: int) -> list[_Request]:
         (ids,) = self._encode([text])
         requests = []
@@ -335,78 +458,61 @@ class LanguageModel:
 
     def _score(self, requests: Sequence[_Request], done: frozenset[int]) -> Iterator[dict[int, LogLikelihood]]:
         """Log-likelihoods of all requests but those of finished batches."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for at, request in enumerate(requests):
-            groups.setdefault(request.context, []).append(at)
-        shared = {c: rows for c, rows in groups.items() if self.prefix_sharing and _worth_sharing(c, rows, requests)}
-        single = [at for c, rows in groups.items() if c not in shared for at in rows]
-        order = sorted(shared, key=lambda c: (-len(c), shared[c][0]))
-        for contexts in _chunks(order, lambda c: len(c) + _longest(requests, shared[c]), self.tokens_per_batch):
-            rows = [at for c in contexts for at in shared[c]]
-            if not done.issuperset(rows):
-                yield self._score_shared(contexts, [shared[c] for c in contexts], requests)
-        single.sort(key=lambda at: (-len(requests[at].context) - len(requests[at].continuation), at))
-        size = [len(r.context) + len(r.continuation) - 1 for r in requests]
-        for chunk in _chunks(single, lambda at: size[at], self.tokens_per_batch):
-            if not done.issuperset(chunk):
-                yield self._score_plain(chunk, requests)
+        # the last token of a continuation is predicted, never read
+        nodes = plan([(*r.context, *r.continuation[:-1]) for r in requests], self.sharing)
+        yield from self._descend(nodes, None, _Sums(requests), done)
 
-    def _score_plain(self, rows: Sequence[int], requests: Sequence[_Request]) -> dict[int, LogLikelihood]:
-        """One forward over contexts and continuations, padded on the left; logits for the continuations only."""
-        inputs = [[*requests[at].context, *requests[at].continuation[:-1]] for at in rows]
-        keep = max(len(requests[at].continuation) for at in rows)
-        ids, mask, position = self._pad_left(inputs)
-        logits = self._forward(ids, mask, position, keep=keep).logits  # [rows, keep, vocabulary]
-        target = self._tensor([[0] * (keep - len(c)) + list(c) for c in (requests[at].continuation for at in rows)])
-        value, best = _token_loglikelihoods(logits, target)
-        return {
-            at: _summed(value[row, keep - n :], best[row, keep - n :], requests[at])
-            for row, at in enumerate(rows)
-            for n in [len(requests[at].continuation)]
-        }
+    def _descend(
+        self, nodes: Sequence[Node], trunk: _Trunk | None, sums: _Sums, done: frozenset[int]
+    ) -> Iterator[dict[int, LogLikelihood]]:
+        """Computes sibling nodes batch by batch, and after each batch what comes after its nodes."""
+        width = trunk.width if trunk else 0
 
-    def _score_shared(
-        self, contexts: Sequence[tuple[int, ...]], members: Sequence[Sequence[int]], requests: Sequence[_Request]
-    ) -> dict[int, LogLikelihood]:
-        """Each context once; then its continuations on copies of the context's cache."""
-        ids, mask, position = self._pad_left(contexts)
-        out = self._forward(ids, mask, position, keep=1, use_cache=True)
-        rows = [(row, at) for row, group in enumerate(members) for at in group]
-        first = self._tensor([[requests[at].continuation[0]] for _, at in rows])  # [N, 1]
-        source = self._tensor([row for row, _ in rows])  # [N]
-        value, best = _token_loglikelihoods(out.logits, first, source)
-        scores = {at: ([value[n]], [best[n]]) for n, (_, at) in enumerate(rows)}
-        longer = sorted(
-            ((row, at) for row, at in rows if len(requests[at].continuation) > 1),
-            key=lambda pair: (-len(requests[pair[1]].continuation), pair),
-        )
-        # a copy of the cache is far smaller than the activations of as many tokens, but not nothing
-        size = [max(len(request.continuation) - 1, ids.shape[1] // 8) for request in requests]
-        chunks = list(_chunks(longer, lambda pair: size[pair[1]], self.tokens_per_batch))
-        for chunk in chunks:
-            rest = [requests[at].continuation for _, at in chunk]
-            copies = self._tensor([row for row, _ in chunk])
-            cache = _rows_of_cache(out.past_key_values, copies, last=chunk is chunks[-1])
-            value, best = self._score_after(cache, [contexts[row] for row, _ in chunk], ids.shape[1], rest)
-            for n, (_, at) in enumerate(chunk):
-                scores[at][0].append(value[n, : len(rest[n]) - 1])
-                scores[at][1].append(best[n, : len(rest[n]) - 1])
-        return {at: _summed(np.concatenate(v), np.concatenate(b), requests[at]) for at, (v, b) in scores.items()}
+        def size(at: int) -> int:
+            # a copy of the cache is far smaller than the activations of as many tokens, but not nothing
+            return max(len(nodes[at].tokens), width // CACHE_SHARE)
 
-    def _score_after(
-        self, cache: Any, contexts: Sequence[tuple[int, ...]], width: int, continuations: Sequence[tuple[int, ...]]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Log-likelihoods of the second and later tokens of each continuation, whose context is in the cache."""
-        longest = max(len(c) for c in continuations) - 1
-        # padded on the right: a causal model never looks there
-        ids = self._tensor([[*c[:-1], *[0] * (longest + 1 - len(c))] for c in continuations])  # [N, longest]
-        target = self._tensor([[*c[1:], *[0] * (longest + 1 - len(c))] for c in continuations])
-        length = self._tensor([len(c) for c in contexts])
-        offset = torch.arange(width + longest, device=length.device)
-        mask = None if int(length.min()) == width else (offset >= width - length[:, None]).long()
-        position = length[:, None] + torch.arange(longest, device=length.device)
-        logits = self._forward(ids, mask, position, cache=cache).logits
-        return _token_loglikelihoods(logits, target)
+        rank = {at: (not nodes[at].children, -len(nodes[at].tokens), at) for at in range(len(nodes))}
+        inner = [at for at in sorted(rank, key=rank.__getitem__) if nodes[at].children]
+        outer = [at for at in sorted(rank, key=rank.__getitem__) if not nodes[at].children]
+        for chunk in (*_chunks(inner, size, self.tokens_per_batch), *_chunks(outer, size, self.tokens_per_batch)):
+            members = {member for at in chunk for member in nodes[at].members}
+            if done.issuperset(members):
+                continue
+            below = self._advance([nodes[at] for at in chunk], trunk, sums)
+            finished = sums.finished(members)
+            if finished:
+                yield finished
+            if below is not None:
+                children = [(row, child) for row, at in enumerate(chunk) for child in nodes[at].children]
+                parents = dataclasses.replace(below, parent={id(child): row for row, child in children})
+                yield from self._descend([child for _, child in children], parents, sums, done)
+
+    def _advance(self, nodes: Sequence[Node], trunk: _Trunk | None, sums: _Sums) -> _Trunk | None:
+        """One forward over the tokens of the nodes; what their children go on from, if they have any."""
+        goes_on = any(node.children for node in nodes)
+        spots = sums.spots(nodes)
+        # a gap between a cached text and what follows it moves a sliding window: there, pad where nobody looks
+        left = trunk is None or self._keeps_all or goes_on
+        ids, own, position = self._pad([node.tokens for node in nodes], left=left)
+        mask, cache = own, None
+        if trunk is not None:
+            rows = self._tensor([trunk.parent[id(node)] for node in nodes])
+            cache = _rows_of_cache(trunk.cache, rows, last=False)
+            position = position + self._tensor([node.start for node in nodes])[:, None]
+            mask = _joined_mask(trunk.mask, rows, trunk.width, own, ids)
+        keep = max((node.end - at for node, at in zip(nodes, spots.first, strict=True)), default=1)
+        out = self._forward(ids, mask, position, keep=max(1, keep) if left else 0, cache=cache, use_cache=goes_on)
+        if spots.request:
+            longest = out.logits.shape[1]
+            column = [
+                longest - (nodes[row].end - at) if left else at - nodes[row].start
+                for row, at in zip(spots.row, spots.at, strict=True)
+            ]
+            sums.add(spots, *_token_loglikelihoods(out.logits, spots.row, column, spots.target))
+        if not goes_on:
+            return None
+        return _Trunk(out.past_key_values, mask, ids.shape[1] + (trunk.width if trunk else 0), {})
 
     # -- writing
 
@@ -416,14 +522,23 @@ class LanguageModel:
         prompts: Sequence[Prompt],
         rows: Sequence[tuple[int, int]],
         sampling: Sampling | None,
+        trunk: _Trunk | None = None,
     ) -> list[tuple[list[int], Literal["stop", "end", "length"]]]:
-        """New token ids of each row, with the reason to stop; rows that have stopped leave the batch."""
-        ids, mask, position = self._pad_left(contexts)
+        """New token ids of each row, with the reason to stop; rows that have stopped leave the batch.
+
+        The contexts come after the one text of `trunk`, where there is one.
+        """
+        ids, mask, position = self._pad(contexts)
         mask = torch.ones_like(ids) if mask is None else mask
+        cache = None
+        if trunk is not None:
+            copies = self._tensor([0] * len(contexts))
+            cache, position = _rows_of_cache(trunk.cache, copies, last=False), position + trunk.width
+            mask = torch.cat([mask.new_ones(len(contexts), trunk.width), mask], dim=1)
         repeat = self._tensor([n for n in range(len(contexts)) for _ in range(len(rows) // len(contexts))])
         if not self._selects_rows:
             ids, mask, position = ids[repeat], mask[repeat], position[repeat]
-        out = self._forward(ids, mask, position, keep=1, use_cache=True)
+        out = self._forward(ids, mask, position, keep=1, cache=cache, use_cache=True)
         cache, logits = out.past_key_values, out.logits[:, -1]
         if self._selects_rows and len(rows) > len(contexts):  # several samples of one prompt: it has been read once
             cache = _rows_of_cache(cache, repeat, last=True)
@@ -498,17 +613,22 @@ class LanguageModel:
 
     # -- the model
 
-    def _tensor(self, rows: Sequence[Any]) -> Tensor:
-        return torch.tensor(rows, dtype=torch.long, device=self.model.device)
+    def _tensor(self, rows: Sequence[Any] | np.ndarray) -> Tensor:
+        return torch.as_tensor(rows, dtype=torch.long, device=self.model.device)
 
-    def _pad_left(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _pad(self, rows: Sequence[Sequence[int]], *, left: bool = True) -> tuple[Tensor, Tensor | None, Tensor]:
         """Ids, mask and positions, each [rows, longest]; no mask where all rows are equally long."""
-        longest = max(map(len, rows))
-        ids = self._tensor([[0] * (longest - len(row)) + list(row) for row in rows])
-        start = self._tensor([longest - len(row) for row in rows])[:, None]
-        offset = torch.arange(longest, device=ids.device)[None]
-        mask = (offset >= start).long()
-        return ids, (mask if int(start.max()) else None), (offset - start).clamp(min=0)
+        length = [len(row) for row in rows]
+        longest = max(length)
+        ids = np.zeros((len(rows), longest), dtype=np.int64)
+        start = np.array([longest - n if left else 0 for n in length])[:, None]
+        for at, row in enumerate(rows):
+            ids[at, start[at, 0] : start[at, 0] + len(row)] = row
+        offset = np.arange(longest)[None] - start  # [rows, longest]
+        mask = (offset >= 0) & (offset < np.array(length)[:, None])
+        tensors = (self._tensor(array) for array in (ids, mask, offset.clip(min=0)))
+        ids_, mask_, position = tensors
+        return ids_, (None if min(length) == longest else mask_), position
 
     @torch.inference_mode()
     def _forward(
@@ -534,15 +654,17 @@ class LanguageModel:
             out.logits = out.logits[:, -keep:]
         return out
 
-    def _can_select_rows(self) -> bool:
-        """Whether rows of the model's cache can be copied and dropped: recurrent states mostly cannot."""
-        ids = self._tensor([[0, 0]])
-        out = self._forward(ids, None, self._tensor([[0, 1]]), keep=1, use_cache=True)
+    def _probe_cache(self) -> tuple[bool, bool]:
+        """Whether rows of the model's cache can be copied and dropped, and whether it keeps every token as it came.
+
+        Recurrent states mostly allow neither; a sliding window forgets.
+        """
+        out = self._forward(self._tensor([[0, 0]]), None, self._tensor([[0, 1]]), keep=1, use_cache=True)
         try:
             _rows_of_cache(out.past_key_values, self._tensor([0, 0]), last=False)
         except (AttributeError, IndexError, NotImplementedError, TypeError):
-            return False
-        return True
+            return False, False
+        return True, all(type(layer).__name__ == "DynamicLayer" for layer in out.past_key_values.layers)
 
     # -- proof
 
@@ -627,22 +749,22 @@ class _Chooser:
 
 
 def _token_loglikelihoods(
-    logits: Tensor, target: Tensor, source: Tensor | None = None
+    logits: Tensor, row: Sequence[int], column: Sequence[int], target: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Log-likelihood of each target token and whether it is the most likely, both [N, length].
+    """Log-likelihood of each target token and whether it is the most likely, both [N].
 
-    `logits` [N, length, vocabulary] in any precision; the softmax is computed in fp32. `source` [N] says which row of
-    the logits belongs to which target where several targets share one.
+    `logits` [rows, columns, vocabulary] in any precision; the softmax is computed in fp32, once for every place that
+    targets look at.
     """
-    _refuse_nan(logits)
-    logits = logits.float()
-    normaliser, best = logits.logsumexp(-1), logits.argmax(-1)  # [N, length]
-    if source is not None:
-        picked = logits[source[:, None], torch.arange(target.shape[1], device=target.device), target]
-        normaliser, best = normaliser[source], best[source]
-    else:
-        picked = logits.gather(-1, target[..., None])[..., 0]
-    return (picked - normaliser).double().cpu().numpy(), (best == target).cpu().numpy()
+    places, source = np.unique(np.stack([row, column]), axis=1, return_inverse=True)  # [2, places], [N]
+    at = torch.as_tensor(places, device=logits.device)
+    scored = logits[at[0], at[1]].float()  # [places, vocabulary]
+    _refuse_nan(scored)
+    normaliser, best = scored.logsumexp(-1), scored.argmax(-1)  # [places]
+    wanted = torch.as_tensor(np.asarray(target), device=logits.device)
+    where = torch.as_tensor(source.reshape(-1), device=logits.device)
+    value = scored[where, wanted] - normaliser[where]
+    return value.double().cpu().numpy(), (best[where] == wanted).cpu().numpy()
 
 
 def _refuse_nan(logits: Tensor) -> None:
@@ -651,18 +773,22 @@ def _refuse_nan(logits: Tensor) -> None:
         raise BadInput("the model's logits are not numbers (NaN): its weights are damaged or its precision is too low")
 
 
-def _summed(value: np.ndarray, best: np.ndarray, request: _Request) -> LogLikelihood:
-    return LogLikelihood(float(value.sum()), len(request.continuation), bool(best.all()), request.truncated)
+def _joined(scores: Sequence[LogLikelihood]) -> LogLikelihood:
+    """The windows of a text as one."""
+    return LogLikelihood(
+        math.fsum(score.value for score in scores),
+        sum(score.tokens for score in scores),
+        all(score.greedy for score in scores),
+        0,
+    )
 
 
-def _longest(requests: Sequence[_Request], rows: Iterable[int]) -> int:
-    return max(len(requests[at].continuation) for at in rows)
-
-
-def _worth_sharing(context: tuple[int, ...], rows: Sequence[int], requests: Sequence[_Request]) -> bool:
-    """Whether reading the context once saves at least a tenth of the tokens."""
-    total = sum(len(context) + len(requests[at].continuation) for at in rows)
-    return (len(rows) - 1) * len(context) >= 0.1 * total
+def _joined_mask(before: Tensor | None, rows: Tensor, width: int, own: Tensor | None, ids: Tensor) -> Tensor | None:
+    """The mask over a cached text and what follows it, [rows, both]; none where nothing is padded."""
+    if before is None and own is None:
+        return None
+    cached = before[rows] if before is not None else ids.new_ones(len(ids), width)
+    return torch.cat([cached, own if own is not None else torch.ones_like(ids)], dim=1)
 
 
 def _chunks(items: Sequence[T], length: Callable[[T], int], budget: int) -> Iterator[list[T]]:

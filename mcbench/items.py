@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -49,4 +51,13 @@ class TextItem:
     group: str = ""
 
 
-Item = ChoiceItem | GenerationItem | CodeItem | TextItem
+@dataclass(frozen=True)
+class RowItem:
+    """A row of a data set in its own columns; a task definition of lm-eval makes the question of it."""
+
+    id: str
+    row: Mapping[str, Any]
+    group: str = ""
+
+
+Item = ChoiceItem | GenerationItem | CodeItem | TextItem | RowItem

@@ -22,7 +22,7 @@ from mcbench.items import ChoiceItem, CodeItem, GenerationItem, Item, TextItem
 from mcbench.progress import track
 
 if TYPE_CHECKING:
-    from mcbench.evaluation import LanguageModel
+    from mcbench.evaluation import LanguageModel, LogLikelihood
 
 PROTOCOL_VERSION = 1  # part of every protocol id: raise it when a change below moves a number
 SAMPLES_SCHEMA = 1
@@ -116,6 +116,9 @@ class Task:
             "parameters": dataclasses.asdict(self),
             "data": self.data_digest,
         }
+        setting = self._setting()
+        if setting:
+            parts["setting"] = setting
         text = json.dumps(parts, sort_keys=True, default=str)
         return f"{self.name}@{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
@@ -138,7 +141,7 @@ class Task:
         started = time.monotonic()
         if limit is not None and limit < 1:
             raise BadInput(f"the limit must be at least 1 item, not {limit}")
-        items, partial = self._first(_items_and_digest(self)[0], limit)
+        items, partial = self._first(items_of(self), limit)
         skipped = self._unable(allow_code_execution) if execute else self._prepare(lm, items, limit, sink)
         if skipped:
             return self._scores([], started, partial, skipped)
@@ -183,6 +186,10 @@ class Task:
     def _unable(self, allow_code_execution: bool) -> str:
         """Why the task cannot run here; empty where it can."""
         return ""
+
+    def _setting(self) -> Mapping[str, Any]:
+        """What else moves the number and belongs in the protocol id."""
+        return {}
 
     def _answer(self, lm: LanguageModel, items: Sequence[Any], done: Collection[int]) -> Iterator[dict[int, Row]]:
         """Samples by position, batch by batch; batches whose positions are all `done` may be left out."""
@@ -255,21 +262,14 @@ class ChoiceTask(Task):
         return math.fsum(1 / len(item.choices) for item in items) / len(items)
 
     def _choice_items(self) -> Sequence[ChoiceItem]:
-        return [item for item in _items_and_digest(self)[0] if isinstance(item, ChoiceItem)]
+        return [item for item in items_of(self) if isinstance(item, ChoiceItem)]
 
     def _answer(
         self, lm: LanguageModel, items: Sequence[ChoiceItem], done: Collection[int]
     ) -> Iterator[dict[int, Row]]:
-        pairs = [(item.context, choice) for item in items for choice in item.choices]
-        owner = [at for at, item in enumerate(items) for _ in item.choices]
-        start = [owner.index(at) for at in range(len(items))]
-        open_items: dict[int, dict[int, Any]] = {}
-        finished = [n for n, at in enumerate(owner) if at in done]
-        for batch in lm.loglikelihood_batches(pairs, finished):
-            for n, score in batch.items():
-                open_items.setdefault(owner[n], {})[n - start[owner[n]]] = score
-            full = [at for at, scores in open_items.items() if len(scores) == len(items[at].choices)]
-            yield {at: _choice_row(items[at], open_items.pop(at), self.metric) for at in full}
+        pairs = [[(item.context, choice) for choice in item.choices] for item in items]
+        for batch in score_choices(lm, pairs, done):
+            yield {at: _choice_row(items[at], scores, self.metric) for at, scores in batch.items()}
 
     def _other_metrics(self) -> tuple[str, ...]:
         return tuple(metric for metric in ("acc", "acc_norm") if metric != self.metric)
@@ -510,6 +510,25 @@ class PerplexityTask(Task):
         return ("word_perplexity", "byte_perplexity")
 
 
+def score_choices(
+    lm: LanguageModel, items: Sequence[Sequence[tuple[str, str]]], done: Collection[int]
+) -> Iterator[dict[int, list[LogLikelihood]]]:
+    """The log-likelihood of every (context, choice) pair of each item, by the item's position, as items get complete.
+
+    Items in `done` may be left out.
+    """
+    pairs = [pair for choices in items for pair in choices]
+    owner = [at for at, choices in enumerate(items) for _ in choices]
+    start = [0, *itertools.accumulate(len(choices) for choices in items)]
+    open_items: dict[int, dict[int, LogLikelihood]] = {}
+    finished = [n for n, at in enumerate(owner) if at in done]
+    for batch in lm.loglikelihood_batches(pairs, finished):
+        for n, score in batch.items():
+            open_items.setdefault(owner[n], {})[n - start[owner[n]]] = score
+        full = [at for at in dict.fromkeys(owner[n] for n in batch) if len(open_items[at]) == len(items[at])]
+        yield {at: [score for _, score in sorted(open_items.pop(at).items())] for at in full}
+
+
 @dataclass(frozen=True)
 class _Joined(TextItem):
     """All texts as one, of which at most so many windows are scored."""
@@ -634,8 +653,8 @@ def _keep_new(batch: Mapping[int, Row], rows: Mapping[int, Row], file: SampleFil
     yield from new.items()
 
 
-def _choice_row(item: ChoiceItem, scores: Mapping[int, Any], metric: str) -> Row:
-    values = [scores[n].value for n in range(len(item.choices))]
+def _choice_row(item: ChoiceItem, scores: Sequence[LogLikelihood], metric: str) -> Row:
+    values = [score.value for score in scores]
     lengths = [max(1, len(choice.removeprefix(" "))) for choice in item.choices]
     likeliest = max(range(len(values)), key=lambda n: values[n])
     per_character = max(range(len(values)), key=lambda n: values[n] / lengths[n])
@@ -647,13 +666,18 @@ def _choice_row(item: ChoiceItem, scores: Mapping[int, Any], metric: str) -> Row
         "gold": item.gold,
         **correct,
         "correct": correct[metric],
-        "tokens": [scores[n].tokens for n in range(len(item.choices))],
-        "truncated": max(score.truncated for score in scores.values()),
+        "tokens": [score.tokens for score in scores],
+        "truncated": max(score.truncated for score in scores),
     }
 
 
 def _identify(item: Item, prompt: str) -> Row:
     return {"id": item.id, "group": item.group, "prompt": hashlib.sha256(prompt.encode()).hexdigest()[:16]}
+
+
+def items_of(task: Task) -> tuple[Item, ...]:
+    """The items of a task, made once; BadInput where there are none."""
+    return _items_and_digest(task)[0]
 
 
 def _items_and_digest(task: Task) -> tuple[tuple[Item, ...], str]:

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from tiny import tiny_tokenizer, tiny_transformer
 
-from mcbench.catalogue import select_tasks
+from mcbench.catalogue import TASKS, select_tasks
 from mcbench.cli import main
+from mcbench.composition import defaults
 from mcbench.datasets import FOLDER_VARIABLE, data_folder, load
 from mcbench.errors import BadInput, UnknownName
 from mcbench.evaluation import Completion, LanguageModel
@@ -80,6 +81,16 @@ def test_wrong_parameters_are_named() -> None:
     for wrong in ("lengths=()", "lengths=(16,)", "depths=1", "repeats=0", "characters_per_token=0"):
         with pytest.raises(BadInput):
             select_tasks(f"niah-multikey-3({wrong})")
+
+
+def test_every_suite_names_tasks_that_exist() -> None:
+    suites = defaults()["suites"]
+    assert {"zeroshot8", "challenging", "paper", "quick"} <= set(suites)
+    for members in suites.values():
+        assert len(set(members)) == len(members) and set(members) <= set(TASKS.names())
+    assert {*suites["zeroshot8"], *suites["challenging"]} <= set(suites["paper"]) and len(suites["zeroshot8"]) == 8
+    published = {name for name in TASKS.names() if not name.startswith("mini-")}
+    assert set(suites["paper"]) == published
 
 
 # -- perplexity in whole windows

@@ -166,7 +166,7 @@ def answered(family: str, item: Item) -> bool:
     if isinstance(item, CodeItem):
         exec(item.prompt + ORACLE[family](item.prompt) + item.tests, {})  # our own code
         return True
-    return bool(item.text)
+    return isinstance(item, TextItem) and bool(item.text)
 
 
 @pytest.mark.parametrize("family", ORACLE)

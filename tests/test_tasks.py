@@ -93,7 +93,7 @@ def without_time(scores: Scores) -> Scores:
     return dataclasses.replace(scores, seconds=0.0)
 
 
-# -- every task of the package
+# -- every miniature
 
 
 @pytest.mark.parametrize("name", NAMES)

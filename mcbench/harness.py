@@ -1,0 +1,303 @@
+"""Evaluation tasks by lm-eval's own definitions and metrics: the rows come from us, the model's answers as well.
+
+The number is the one that lm-eval gives: its definition makes the prompts, its filters and metrics judge the answers.
+What is ours is how the answers are computed, kept sample by sample and gone on with after an interruption.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from mcbench.datasets import current_folder
+from mcbench.errors import BadInput
+from mcbench.items import RowItem
+from mcbench.task import Estimate, Row, Task, items_of, perplexity, score_choices
+
+if TYPE_CHECKING:
+    from mcbench.datasets import Rows
+    from mcbench.evaluation import LanguageModel
+    from mcbench.harness_model import InMemoryTask
+
+
+class Part(NamedTuple):
+    """The rows of a task that share one definition: all of them, or those of one subject."""
+
+    group: str
+    rows: tuple[RowItem, ...]
+    examples: tuple[Mapping[str, Any], ...]
+
+
+class Asked(NamedTuple):
+    """One row with its requests, as lm-eval makes them."""
+
+    task: InMemoryTask
+    item: RowItem
+    requests: list[Any]
+
+
+@dataclass(frozen=True)
+class HarnessTask(Task):
+    """A task of lm-eval: subclass it once per file and name its definition, data and splits.
+
+    definition: the file below lm-eval's folder of tasks, with `{group}` where there is one per group of rows.
+    data, split: what `mcbench.datasets` calls the rows that are asked.
+    examples_split: where the examples before a question come from; `shots` of them.
+    group_column: the column whose value tells which definition a row belongs to; empty where there is only one.
+    metric: the one that counts; `also` the others that lm-eval computes.
+    """
+
+    definition: ClassVar[str] = ""
+    data: ClassVar[str] = ""
+    split: ClassVar[str] = "test"
+    examples_split: ClassVar[str] = ""
+    group_column: ClassVar[str] = ""
+    also: ClassVar[tuple[str, ...]] = ()
+
+    def rows(self, split: str) -> Rows:
+        """The rows of a split in the columns of the definition, with their source and its digest.
+
+        Raises BadInput where they can be had from nowhere.
+        """
+        from mcbench.datasets import load
+
+        return load(self.data, split)
+
+    def sets(self) -> Sequence[tuple[str, str]]:
+        """The set that is asked, and the split that examples come from."""
+        return [(self.data, split) for split in (self.split, *([self.examples_split] if self.example_count() else []))]
+
+    def items(self) -> Sequence[RowItem]:
+        """The rows that are asked, group after group."""
+        found = [
+            RowItem(str(at), row, str(row[self.group_column]) if self.group_column else "")
+            for at, row in enumerate(self._rows(self.split).rows)
+        ]
+        return sorted(found, key=lambda item: item.group)  # stable: within a group in the order of the file
+
+    def example_count(self) -> int:
+        """How many examples stand before a question."""
+        return 0
+
+    def changes(self) -> Mapping[str, Any]:
+        """Fields of the definition that this task sets otherwise."""
+        return {}
+
+    def chance(self) -> float | None:
+        """Guessing evenly among the choices of each row; None for a perplexity, 0 for a text."""
+        return _chance(self, current_folder())
+
+    # -- lm-eval
+
+    def _rows(self, split: str) -> Rows:
+        return _loaded(self, split, current_folder())
+
+    def _parts(self, items: Sequence[RowItem]) -> list[Part]:
+        """The items by group; items of one group stand together."""
+        examples = self._rows(self.examples_split).rows if self.example_count() else ()
+        column = self.group_column
+        return [
+            Part(
+                group,
+                tuple(item for item in items if item.group == group),
+                tuple(row for row in examples if not column or row[column] == group),
+            )
+            for group in dict.fromkeys(item.group for item in items)
+        ]
+
+    def _task(self, part: Part) -> InMemoryTask:
+        from mcbench.harness_model import in_memory_task
+
+        splits: dict[str, Any] = {self.split: [item.row for item in part.rows]}
+        if part.examples:
+            splits[self.examples_split] = part.examples
+        if len(part.examples) < self.example_count():
+            raise BadInput(
+                f"{self.name} needs {self.example_count()} examples of {(part.group or self.data)!r}, "
+                f"and there are {len(part.examples)}"
+            )
+        path = self.definition.format(group=part.group)
+        try:
+            return in_memory_task(path, splits, shots=self.example_count(), **self.changes())
+        except KeyError as error:
+            raise BadInput(f"the rows of {self.data!r} lack the column {error}") from error
+
+    def _ask(self, items: Sequence[RowItem]) -> list[Asked]:
+        """Every item with its requests."""
+        from mcbench.harness_model import requests_of
+
+        asked = []
+        for part in self._parts(items):
+            task = self._task(part)
+            asked += [Asked(task, item, requests) for item, requests in zip(part.rows, requests_of(task), strict=True)]
+        return asked
+
+    def _setting(self) -> Mapping[str, Any]:
+        count = self.example_count()
+        return {
+            "lm-eval": importlib.metadata.version("lm_eval"),
+            "definition": _definition_digest(self.definition, tuple(self._groups()), json.dumps(self.changes())),
+            "shots": count,
+            "examples": _digest(self._rows(self.examples_split).rows) if count else "",
+        }
+
+    def _groups(self) -> list[str]:
+        return list(dict.fromkeys(item.group for item in self._row_items()))
+
+    def _row_items(self) -> list[RowItem]:
+        return [item for item in items_of(self) if isinstance(item, RowItem)]
+
+    def _details(self, rows: Sequence[Row]) -> dict[str, Any]:
+        used = [self.split, *([self.examples_split] if self.example_count() else [])]
+        setting = self._setting()
+        return {
+            "lm-eval": setting["lm-eval"],
+            "shots": setting["shots"],
+            "data": {split: self._rows(split).origin for split in used},
+        }
+
+    def _other_metrics(self) -> tuple[str, ...]:
+        return self.also
+
+    # -- answers
+
+    def _answer(self, lm: LanguageModel, items: Sequence[RowItem], done: Collection[int]) -> Iterator[dict[int, Row]]:
+        asked = self._ask(items)
+        kind = asked[0].requests[0].request_type
+        answer = {
+            "loglikelihood": self._choose,
+            "generate_until": self._write,
+            "loglikelihood_rolling": self._read,
+        }[kind]
+        yield from answer(lm, asked, done)
+
+    def _choose(self, lm: LanguageModel, asked: Sequence[Asked], done: Collection[int]) -> Iterator[dict[int, Row]]:
+        pairs = [[request.args for request in each.requests] for each in asked]
+        for batch in score_choices(lm, pairs, done):
+            yield {at: self._choice_row(asked[at], scores) for at, scores in batch.items()}
+
+    def _choice_row(self, asked: Asked, scores: Sequence[Any]) -> Row:
+        from mcbench.harness_model import metrics_of
+
+        values = [score.value for score in scores]
+        metrics = metrics_of(asked.task, asked.requests, [(score.value, score.greedy) for score in scores])
+        doc = asked.requests[0].doc
+        gold = asked.task.doc_to_text(doc) if asked.task.multiple_input else asked.task.doc_to_target(doc)
+        length = [len(choice) for choice in asked.task.doc_to_choice(doc)] if self.metric == "acc_norm" else None
+        weighed = [value / n for value, n in zip(values, length, strict=True)] if length else values
+        return {
+            **_identify(asked),
+            "loglikelihoods": values,
+            "greedy": [score.greedy for score in scores],
+            "answer": max(range(len(values)), key=weighed.__getitem__),
+            "gold": gold,
+            **metrics,
+            "correct": metrics[self.metric],
+            "tokens": [score.tokens for score in scores],
+            "truncated": max(score.truncated for score in scores),
+        }
+
+    def _write(self, lm: LanguageModel, asked: Sequence[Asked], done: Collection[int]) -> Iterator[dict[int, Row]]:
+        from mcbench.harness_model import generation
+
+        prompts = [generation(each.requests[0].args, lm) for each in asked]
+        if any(sampling for _, sampling in prompts):
+            raise BadInput(f"{self.name} is defined with sampling; only greedy generation is comparable")
+        for batch in lm.generate_batches([prompt for prompt, _ in prompts], None, done):
+            yield {at: self._text_row(asked[at], completions[0]) for at, completions in batch.items()}
+
+    def _text_row(self, asked: Asked, completion: Any) -> Row:
+        from mcbench.harness_model import metrics_of
+
+        metrics = metrics_of(asked.task, asked.requests, [completion.text])
+        return {
+            **_identify(asked),
+            "text": completion.text,
+            "gold": str(asked.task.doc_to_target(asked.requests[0].doc)),
+            **{name: float(value) if not isinstance(value, str) else value for name, value in metrics.items()},
+            "correct": float(metrics[self.metric]),
+            "tokens": completion.tokens,
+            "finish": completion.finish,
+            "truncated": completion.truncated,
+        }
+
+    def _read(self, lm: LanguageModel, asked: Sequence[Asked], done: Collection[int]) -> Iterator[dict[int, Row]]:
+        texts = [each.requests[0].args[0] for each in asked]
+        for batch in lm.text_batches(texts, getattr(self, "window", 0) or None, done):
+            yield {at: self._loss_row(asked[at], score) for at, score in batch.items()}
+
+    def _loss_row(self, asked: Asked, score: Any) -> Row:
+        from mcbench.harness_model import metrics_of
+
+        metrics = metrics_of(asked.task, asked.requests, [score.value])
+        return {
+            **_identify(asked),
+            "loss": -score.value,
+            "tokens": score.tokens,
+            "words": metrics["word_perplexity"][1],
+            "bytes": metrics["byte_perplexity"][1],
+            "truncated": 0,
+        }
+
+    def _estimate(self, rows: Sequence[Row], metric: str) -> Estimate:
+        if "loss" not in rows[0]:
+            return super()._estimate(rows, metric)
+        losses = [row["loss"] for row in rows]
+        if metric == "word_perplexity":
+            return perplexity(losses, [row["words"] for row in rows])
+        found = perplexity(losses, [row["bytes"] for row in rows])
+        if metric == "byte_perplexity":
+            return found
+        error = found.standard_error
+        return Estimate(
+            math.log2(found.value), found.n, error / (found.value * math.log(2)) if error is not None else None
+        )
+
+
+def _identify(asked: Asked) -> Row:
+    prompt = json.dumps([request.args for request in asked.requests])
+    return {
+        "id": asked.item.id,
+        "group": asked.item.group,
+        "prompt": hashlib.sha256(prompt.encode()).hexdigest()[:16],
+    }
+
+
+def _digest(rows: Sequence[Mapping[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=32)
+def _loaded(task: HarnessTask, split: str, folder: Path | None) -> Rows:
+    return task.rows(split)
+
+
+@functools.lru_cache(maxsize=32)
+def _definition_digest(path: str, groups: tuple[str, ...], changes: str) -> str:
+    """SHA-256 of the definitions with everything they include, their functions as source."""
+    from mcbench.harness_model import definition
+
+    configs = [definition(path.format(group=group)) for group in groups]
+    text = json.dumps([configs, changes], sort_keys=True, default=inspect.getsource)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=32)
+def _chance(task: HarnessTask, folder: Path | None) -> float | None:
+    if not task.higher_is_better:
+        return None
+    shares: list[float] = []
+    for part in task._parts(task._row_items()):
+        made = task._task(part)
+        if made.OUTPUT_TYPE != "multiple_choice":
+            return 0.0
+        shares += [1 / len(made.doc_to_choice(doc)) for doc in made.task_docs]
+    return math.fsum(shares) / len(shares)

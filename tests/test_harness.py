@@ -1,0 +1,282 @@
+"""The official tasks give lm-eval's numbers: the same requests, log-likelihoods, decisions and metrics as its own
+transformers backend, however requests are batched, on real questions; and its stored requests of the whole splits."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny_tokenizer, tiny_transformer
+
+from mcbench.catalogue import TASKS
+from mcbench.datasets import data_folder
+from mcbench.errors import BadInput
+from mcbench.evaluation import LanguageModel
+from mcbench.harness import HarnessTask
+from mcbench.model import load_model
+from mcbench.task import Scores, items_of
+
+DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"the published sets are not in {DATA.name!r} beside here")
+
+ZERO_SHOT = ("piqa", "arc-easy", "arc-challenge", "boolq", "hellaswag", "winogrande", "mathqa", "mmlu")
+OFFICIAL = (*ZERO_SHOT, "mmlu-5shot", "gsm8k", "wikitext2-word")
+ARCHITECTURES = ("mixtral", "qwen2_moe", "gpt_oss", "olmoe")  # plain, shared experts, sliding window, other norms
+NEW_TOKENS = 8  # of a generation in these tests
+
+
+@pytest.fixture(autouse=True)
+def _published_sets() -> Iterator[None]:
+    with data_folder(DATA):
+        yield
+
+
+def official(name: str, **settings: Any) -> HarnessTask:
+    task = TASKS.get(name)(**settings)
+    assert isinstance(task, HarnessTask)
+    return task
+
+
+@cache
+def language_model(architecture: str = "mixtral", tokens_per_batch: int = 4000) -> LanguageModel:
+    """Every byte is a token here, so the window is that of five examples."""
+    model = tiny_transformer(architecture, 0, max_position_embeddings=8192, hidden_size=16, num_hidden_layers=2)
+    return LanguageModel(model, tiny_tokenizer(), tokens_per_batch=tokens_per_batch)
+
+
+@cache
+def reference() -> LanguageModel:
+    moe = load_model("reference")
+    return LanguageModel(moe.model, moe.tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def _short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model never stops by itself."""
+    changes = TASKS.get("gsm8k").changes  # type: ignore[attr-defined]
+    kept = {"until": ["Question:", "</s>", "<|im_end|>"], "do_sample": False, "temperature": 0.0}
+    monkeypatch.setattr(
+        TASKS.get("gsm8k"),
+        "changes",
+        lambda self: {**changes(self), "generation_kwargs": {**kept, "max_gen_toks": NEW_TOKENS}},
+    )
+
+
+def by_lm_eval(task: HarnessTask, lm: Any, count: int) -> dict[str, Any]:
+    """lm-eval's own run of the same rows: its requests, its loop, its metrics, by any of its backends."""
+    from lm_eval.evaluator import evaluate
+
+    (part,) = task._parts(items_of(task)[:count])  # type: ignore[arg-type]
+    made = task._task(part)
+    found: dict[str, Any] = evaluate(lm, {made.task_name: made}, bootstrap_iters=0)
+    return {"results": found["results"][made.task_name], "samples": found["samples"][made.task_name]}
+
+
+def hflm(lm: LanguageModel, batch_size: int = 4) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size, max_length=lm.window)
+
+
+def require_equal(task: HarnessTask, scores: Scores, expected: dict[str, Any]) -> None:
+    """Per sample and in sum; an answer that lm-eval filters in two ways stands there twice."""
+    rows = {int(row["id"]): row for row in scores.samples}
+    for sample in expected["samples"]:
+        row = rows[int(items_of(task)[sample["doc_id"]].id)]
+        if "loglikelihoods" in row:
+            found = [(value, greedy) for value, greedy in sample["filtered_resps"]]
+            # lm-eval sums in fp32, which has steps of 6e-5 at -600 nats: hence one part in a million as well
+            assert row["loglikelihoods"] == pytest.approx([value for value, _ in found], abs=1e-4, rel=1e-6)
+            assert row["greedy"] == [greedy for _, greedy in found]
+            assert [row[name] for name in sample["metrics"]] == [sample[name] for name in sample["metrics"]]
+        elif "text" in row:
+            assert row["text"] == sample["resps"][0][0]
+            assert row[f"exact_match,{sample['filter']}"] == sample["exact_match"]
+        else:
+            assert -row["loss"] == pytest.approx(sample["resps"][0][0], abs=1e-4, rel=1e-6)
+    for metric in (task.metric, *task.also):
+        key = metric if "," in metric else f"{metric},none"
+        value = scores.value if metric == task.metric else scores.also[metric].value
+        assert value is not None
+        digits = ".4f" if task.higher_is_better else ".5g"  # a perplexity of 1e30 has no fourth decimal
+        assert format(value, digits) == format(expected["results"][key], digits)
+
+
+# -- the same requests
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_requests_are_those_that_lm_eval_builds(name: str) -> None:
+    from mcbench.harness_model import requests_of
+
+    for settings in [{}, {"examples": "drawn"}] if name == "gsm8k" else [{}]:
+        task = official(name, **settings)
+        (part,) = task._parts(items_of(task)[:12])  # type: ignore[arg-type]
+        ours = [request.args for requests in requests_of(task._task(part)) for request in requests]
+        theirs = task._task(part)
+        theirs.build_all_requests()
+        assert ours == [request.args for request in theirs.instances]
+
+
+TARGETS = {
+    "piqa": "piqa-v0",
+    "arc-easy": "arc_easy-v0",
+    "arc-challenge": "arc_challenge-v0",
+    "boolq": "boolq-v1",
+    "winogrande": "winogrande-v0",
+    "mathqa": "mathqa-v0",
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_whole_splits_give_the_requests_and_metrics_that_an_older_lm_eval_stored(name: str) -> None:
+    """The request hash, and the metrics of random answers, of its version 0: an independent tool and dataset copy."""
+    from mcbench.harness_model import metrics_of
+
+    targets = json.loads((DATA / "lm_eval_targets" / "lm_eval_v0_targets.json").read_text())
+    task = official(name)
+    asked = task._ask(items_of(task))  # type: ignore[arg-type]
+    random.Random(42).shuffle(asked)
+    turn = -1 if name == "boolq" else 1  # it asked for yes before no
+    requests = [list(request.args) for each in asked for request in each.requests[::turn]]
+    digest = hashlib.sha256(json.dumps(requests, sort_keys=True).encode()).hexdigest()
+    assert digest == targets[f"{TARGETS[name]}-loglikelihood"]
+    rng = random.Random(42)
+    found: dict[str, list[float]] = {}
+    for each in asked:
+        answers = [(-rng.random(), False) for _ in each.requests][::turn]
+        for metric, value in metrics_of(each.task, each.requests, answers).items():
+            found.setdefault(metric, []).append(value)
+    expected = targets[f"{TARGETS[name]}-res.json"]["results"][TARGETS[name].partition("-")[0]]
+    for metric, values in found.items():
+        assert sum(values) / len(values) == pytest.approx(expected[metric], abs=1e-12)
+
+
+# -- the same answers
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", ("piqa", "winogrande", "hellaswag", "mmlu", "mmlu-5shot", "gsm8k"))
+def test_answers_and_metrics_are_those_of_lm_evals_own_backend(name: str, architecture: str) -> None:
+    task, lm, count = official(name), language_model(architecture), 2 if name == "gsm8k" else 6
+    expected = by_lm_eval(task, hflm(lm), count)
+    require_equal(task, task.evaluate(lm, limit=count), expected)
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_the_reference_model_answers_as_with_lm_evals_own_backend(name: str) -> None:
+    task, lm = official(name), reference()
+    count = 2 if name == "wikitext2-word" else 8
+    expected = by_lm_eval(task, hflm(lm, 8), count)
+    require_equal(task, task.evaluate(lm, limit=count), expected)
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 3000, 12_000, 48_000])
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_batches_of_either_backend_change_nothing(batch_size: int, tokens_per_batch: int) -> None:
+    task, lm = official("arc-easy"), language_model("mixtral", tokens_per_batch)
+    expected = by_lm_eval(task, hflm(lm, batch_size), 16)
+    require_equal(task, task.evaluate(lm, limit=16), expected)
+
+
+def test_shuffled_requests_get_the_same_answers() -> None:
+    from mcbench.harness_model import HarnessLM
+
+    lm = language_model()
+    asked = [request for name in ("piqa", "mmlu-5shot", "winogrande") for each in ask(name, 6) for request in each]
+    turned = random.Random(0).sample(asked, len(asked))
+    plain, shuffled = HarnessLM(lm).loglikelihood(asked), HarnessLM(lm).loglikelihood(turned)
+    found = {request.args: answer for request, answer in zip(turned, shuffled, strict=True)}
+    for request, (value, greedy) in zip(asked, plain, strict=True):
+        assert found[request.args][0] == pytest.approx(value, abs=1e-4, rel=1e-6)
+        assert found[request.args][1] == greedy
+
+
+def ask(name: str, count: int) -> list[list[Any]]:
+    task = official(name)
+    return [each.requests for each in task._ask(items_of(task)[:count])]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ("piqa", "mmlu", "gsm8k", "wikitext2-word"))
+def test_our_backend_serves_lm_evals_own_loop(name: str) -> None:
+    """`simple_evaluate(model=HarnessLM(...))` of anyone gives what its own backend gives."""
+    from mcbench.harness_model import HarnessLM
+
+    task, lm = official(name), reference()
+    count = 1 if name == "wikitext2-word" else 6
+    ours, theirs = by_lm_eval(task, HarnessLM(lm), count), by_lm_eval(task, hflm(lm, 8), count)
+    digits = ".4f" if task.higher_is_better else ".5g"
+    for key, value in theirs["results"].items():
+        if isinstance(value, float):
+            assert format(ours["results"][key], digits) == format(value, digits)
+
+
+# -- as a task of ours
+
+
+@pytest.mark.parametrize("name", ("piqa", "gsm8k", "wikitext2-word"))
+def test_a_run_killed_anywhere_goes_on_to_the_same_scores(name: str, tmp_path: Path) -> None:
+    settings = {"window": 512} if name == "wikitext2-word" else {}
+    task, lm, whole = official(name, **settings), reference(), tmp_path / "whole.jsonl"
+    count = 2 if name == "wikitext2-word" else 5
+    expected = task.evaluate(lm, limit=count, sink=whole)
+    lines = whole.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 1 + count and expected.partial
+    for kept in range(1, len(lines)):
+        killed = tmp_path / f"killed-{kept}.jsonl"
+        killed.write_bytes(b"".join(lines[:kept]) + lines[kept][: len(lines[kept]) // 2])
+        found = task.evaluate(lm, limit=count, sink=killed)
+        assert dataclasses.replace(found, seconds=expected.seconds) == expected
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_an_official_task_says_what_it_is(name: str) -> None:
+    task = official(name)
+    assert task.name == name and type(task).__doc__ and not task.counterpart
+    assert task.protocol.startswith(f"{name}@") and task.protocol == official(name).protocol
+
+
+def test_the_protocol_changes_with_examples_and_data() -> None:
+    tasks = [official("mmlu-5shot"), official("mmlu-5shot", shots=4), official("mmlu")]
+    tasks += [official("gsm8k"), official("gsm8k", examples="drawn"), official("gsm8k", shots=4)]
+    hashes = {task.protocol.partition("@")[2] for task in tasks}
+    assert len(hashes) == len(tasks)
+
+
+@pytest.mark.parametrize(("name", "chance"), [("piqa", 0.5), ("mmlu", 0.25), ("mathqa", 0.2), ("gsm8k", 0.0)])
+def test_guessing_is_worth_one_choice_in_all(name: str, chance: float) -> None:
+    assert official(name).chance() == pytest.approx(chance)
+
+
+def test_mmlu_weighs_a_subject_by_its_size() -> None:
+    task, lm = official("mmlu"), language_model()
+    some = [item for item in items_of(task) if item.group in ("astronomy", "anatomy")]
+    rows = [row for batch in task._answer(lm, some[125:160], frozenset()) for row in batch.values()]  # type: ignore[arg-type]
+    sizes = {group: sum(row["group"] == group for row in rows) for group in ("astronomy", "anatomy")}
+    scores = task._scores(rows, 0.0, True)
+    assert sizes == {"anatomy": 10, "astronomy": 25}
+    pooled = sum(scores.groups[group].value * size for group, size in sizes.items()) / len(rows)
+    assert scores.value == pytest.approx(pooled, abs=1e-12)
+
+
+def test_what_does_not_fit_the_window_is_cut_and_counted() -> None:
+    model = tiny_transformer("mixtral", 0, hidden_size=16, num_hidden_layers=2)  # a window of 512 bytes
+    lm = LanguageModel(model, tiny_tokenizer())
+    scores = official("mmlu-5shot").evaluate(lm, limit=3)
+    assert scores.truncated == 3 and all(row["truncated"] > 0 for row in scores.samples)
+    expected = by_lm_eval(official("mmlu-5shot"), hflm(lm), 3)  # which cuts as well, with a warning
+    require_equal(official("mmlu-5shot"), scores, expected)
+
+
+def test_too_few_examples_are_refused() -> None:
+    with pytest.raises(BadInput, match="needs 6 examples of 'abstract_algebra', and there are 5"):
+        official("mmlu-5shot", shots=6).evaluate(language_model(), limit=1)
+    with pytest.raises(BadInput, match="'fixed' or 'drawn'"):
+        official("gsm8k", examples="some")
