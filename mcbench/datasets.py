@@ -146,7 +146,7 @@ def expected(name: str, split: str) -> str:
     """The files that hold a split, as its authors publish it or as the hub has it, below a data folder."""
     data = _known(name, split)
     published = " and ".join(data.forms[split][0].files)
-    parquet = [pattern.removeprefix("**/") for form in _hub_forms(data, split)[:1] for pattern in form.files]
+    parquet = [pattern for form in _hub_forms(data, split)[:1] for pattern in form.files]
     return " or ".join([published, *parquet])
 
 
@@ -284,14 +284,15 @@ def _of_package(name: str, data: DataSet, split: str) -> Rows:
 
 
 def _hub_forms(data: DataSet, split: str) -> list[Form]:
-    """As the hub has it and as `Dataset.save_to_disk` writes it, in a folder named after the hub's."""
+    """As the hub has it and as `Dataset.save_to_disk` writes it, in a folder named after the hub's, not too deep."""
     if data.hub is None or data.hub_file:
         return []
     repository, config = data.hub
     short = repository.split("/")[-1]
-    places = [f"**/{short}/{config}"] if config else [f"**/{short}/*", f"**/{short}"]
+    places = [f"{short}/{config}"] if config else [short, f"{short}/*"]
+    places = [above + place for above in ("", "*/", "*/*/") for place in places]
     return [
-        *(Form((f"{place}/{split}*.parquet",), _parquet) for place in places[::-1]),
+        *(Form((f"{place}/{split}*.parquet",), _parquet) for place in places),
         *(Form((f"{place}/{split}/*.arrow",), _arrow) for place in places),
     ]
 

@@ -52,6 +52,7 @@ ORDER = (
     "prefixes",
     "evaluation",
     "task",
+    "needles",
     "harness_model",
     "harness",
     "uncertainty",

@@ -413,7 +413,7 @@ def test_arrow_as_saved_loads_and_is_refused_when_cut(small: None, tmp_path: Pat
     write_arrow(path, PIQA)
     assert list(load("piqa", "validation", tmp_path).rows) == PIQA
     content = path.read_bytes()
-    for end in range(len(content)):
+    for end in range(0, len(content), 5):
         path.write_bytes(content[:end])
         with pytest.raises(BadInput, match="data-00000"):
             load("piqa", "validation", tmp_path)
@@ -433,6 +433,20 @@ def test_what_datasets_has_prepared_is_found(small: None) -> None:
     write_arrow(path, [{"question": "q", "answer": "#### 4"}])
     found = load("gsm8k", "test")
     assert found.rows[0]["answer"] == "#### 4" and found.source.startswith("Hugging Face cache: main/")
+
+
+def test_what_the_hub_gives_is_read_from_the_files_that_it_leaves(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repository in a folder stands for one on the hub; `datasets` prepares both in the same way."""
+    import datasets as library
+
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "prepared")
+    repository = tmp_path / "owner" / "piqa"
+    repository.mkdir(parents=True)
+    parquet.write_table(table(PIQA), repository / "validation-00000-of-00001.parquet")
+    found = datasets._downloaded("piqa", SETS["piqa"], "validation", str(repository), None)
+    assert list(found.rows) == PIQA and found.source.startswith("hub: ")
 
 
 # -- which folder

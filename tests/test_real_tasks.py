@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from tiny import tiny_tokenizer, tiny_transformer
 
-from mcbench.catalogue import select_tasks
+from mcbench.catalogue import TASKS, select_tasks
 from mcbench.cli import main
+from mcbench.composition import defaults
 from mcbench.datasets import FOLDER_VARIABLE, data_folder, load
 from mcbench.errors import BadInput, UnknownName
 from mcbench.evaluation import Completion, LanguageModel
@@ -80,6 +81,16 @@ def test_wrong_parameters_are_named() -> None:
     for wrong in ("lengths=()", "lengths=(16,)", "depths=1", "repeats=0", "characters_per_token=0"):
         with pytest.raises(BadInput):
             select_tasks(f"niah-multikey-3({wrong})")
+
+
+def test_every_suite_names_tasks_that_exist() -> None:
+    suites = defaults()["suites"]
+    assert {"zeroshot8", "challenging", "paper", "quick"} <= set(suites)
+    for members in suites.values():
+        assert len(set(members)) == len(members) and set(members) <= set(TASKS.names())
+    assert {*suites["zeroshot8"], *suites["challenging"]} <= set(suites["paper"]) and len(suites["zeroshot8"]) == 8
+    published = {name for name in TASKS.names() if not name.startswith("mini-")}
+    assert set(suites["paper"]) == published
 
 
 # -- perplexity in whole windows
@@ -170,8 +181,8 @@ def test_right_and_wrong_programs_are_told_apart() -> None:
     """The published solutions pass, and the same functions without a body do not."""
     if not isolation().contained:
         pytest.skip(f"this machine confines by {isolation().name} only")
-    items = task("humaneval").items()[::8]
-    rows = load("humaneval", "test").rows[::8]
+    items = task("humaneval").items()
+    rows = load("humaneval", "test").rows
     right = [f"{i.prompt}{r['canonical_solution']}\n{i.tests}\n" for i, r in zip(items, rows, strict=True)]  # type: ignore[union-attr]
     wrong = [f"{i.prompt}    return None\n{i.tests}\n" for i in items]  # type: ignore[union-attr]
     found = run_programs([*right, *wrong], cpu_seconds=3, wall_seconds=8)
@@ -433,3 +444,20 @@ def test_every_code_task_says_what_writing_without_running_needs() -> None:
     assert isinstance(human, CodeTask)
     with pytest.raises(BadInput, match="need a file to go to"):
         human.evaluate(language_model(), limit=1, execute=False)
+
+
+def test_a_run_may_leave_its_programs_to_another_machine(tmp_path: Path) -> None:
+    """Written by one run, scored apart, and picked up by the next run, which writes no program."""
+    if not isolation().contained:
+        pytest.skip(f"this machine confines by {isolation().name} only")
+    from mcbench.pipeline import run
+
+    asked = {"tasks": "mini-humaneval(count=3)", "out": tmp_path}
+    (result,) = run("none", execute=False, **asked).results  # type: ignore[arg-type]
+    assert result.value is None and "mcbench score" in result.skipped
+    (file,) = tmp_path.rglob("*.completions.jsonl")
+    scores = score(file)
+    before = file.read_bytes(), file.with_name(f"{scores.protocol}.jsonl").read_bytes()
+    (result,) = run("none", **asked).results  # type: ignore[arg-type]
+    assert (result.value, result.n) == (scores.value, 3)
+    assert before == (file.read_bytes(), file.with_name(f"{scores.protocol}.jsonl").read_bytes())
