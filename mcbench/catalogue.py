@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcbench.composition import METHODS, defaults, make, named, split
-from mcbench.datasets import Found, only_from
+from mcbench.datasets import Found, look
 from mcbench.errors import BadInput, UnknownName
 from mcbench.method import Method, decisions
 from mcbench.registry import Registry, looks_like_path, suggest
@@ -55,19 +55,13 @@ def task_with(name: str, settings: Mapping[str, Any]) -> Task:
 
 
 def served(folder: Path) -> list[tuple[str, tuple[Found, ...]]]:
-    """Every task that asks a published set, with what the folder has of it; the last look says why one cannot run.
+    """Every task that asks published sets, with what the folder alone has of each of them.
 
     Raises BadInput where there is no such folder.
     """
-    found = []
-    for name in TASKS.names():
-        if TASKS.get(name).counterpart:  # a miniature, whose data comes with the package
-            continue
-        with only_from(folder) as looks, contextlib.suppress(BadInput):
-            assert TASKS.get(name)().protocol
-        if looks:
-            found.append((name, tuple(dict.fromkeys(looks))))
-    return found
+    looked = functools.cache(look)  # several tasks ask the same split
+    asked = [(name, TASKS.get(name)().sets()) for name in TASKS.names()]
+    return [(name, tuple(looked(*one, folder) for one in sets)) for name, sets in asked if sets]
 
 
 def describe(name: str) -> str:

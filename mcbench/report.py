@@ -178,7 +178,7 @@ def _note(name: str, text: str) -> str:
 
 
 def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int, last_left: bool = False) -> str:
-    """A table in plain text, its first `left` columns (and the last, if so) aligned to the left, the rest to the right."""
+    """A table in plain text: the first `left` columns (and the last, if asked) to the left, the others to the right."""
     to_left = {*range(left), *([len(heads) - 1] if last_left else [])}
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     lines = [heads, ["-" * width * bool(head) for head, width in zip(heads, widths, strict=True)], *rows]

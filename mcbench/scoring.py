@@ -29,9 +29,9 @@ def score(path: str | Path, *, allow_code_execution: bool = False) -> Scores:
         raise BadInput(f"{str(path)!r} holds no programs: name a file that ends in {COMPLETIONS}")
     owner = _owner(path)
     name = str(owner["protocol"]).split("@")[0]
-    task = task_with(name, owner["parameters"]) if name in TASKS.names() else None
-    if not isinstance(task, CodeTask):
+    if name not in TASKS.names() or not issubclass(TASKS.get(name), CodeTask):
         raise BadInput(f"{str(path)!r} was written for {name!r}, which is no task that runs programs")
+    task = task_with(name, owner["parameters"])
     if task.protocol != owner["protocol"]:
         raise BadInput(
             f"{str(path)!r} was written for {owner['protocol']}, and here the task is {task.protocol}: "

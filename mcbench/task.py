@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from mcbench.datasets import current_folder
+from mcbench.datasets import current_folder, load
 from mcbench.errors import BadInput
 from mcbench.items import ChoiceItem, CodeItem, GenerationItem, Item, TextItem
 from mcbench.progress import track
@@ -87,6 +87,10 @@ class Task:
     def items(self) -> Sequence[Item]:
         """Every item, always the same for the same parameters."""
         raise NotImplementedError
+
+    def sets(self) -> Sequence[tuple[str, str]]:
+        """The published sets that the items are made from, each with its split; the record names their sources."""
+        return ()
 
     def chance(self) -> float | None:
         """What guessing gives in this metric; None where that has no meaning."""
@@ -230,8 +234,13 @@ class Task:
             partial=partial,
             truncated=sum(bool(row["truncated"]) for row in rows),
             skipped=skipped,
-            details=self._details(rows),
+            details={**self._details(rows), **self._data()},
         )
+
+    def _data(self) -> dict[str, Any]:
+        """Where the items come from, by split."""
+        sources = {split: load(name, split).origin for name, split in self.sets()}
+        return {"data": sources} if sources else {}
 
 
 @dataclass(frozen=True)

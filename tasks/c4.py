@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from mcbench.datasets import Rows, load
+from mcbench.datasets import load
 from mcbench.errors import BadInput
 from mcbench.items import TextItem
-from mcbench.task import PerplexityTask, Row
+from mcbench.task import PerplexityTask
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class C4(PerplexityTask):
 
     def items(self) -> Sequence[TextItem]:
         """The first `documents` of the split, or all where there are fewer."""
-        return [TextItem(str(at), row["text"]) for at, row in enumerate(self._rows().rows[: self.documents])]
-
-    def _rows(self) -> Rows:
-        return load("c4", "validation")
+        return [
+            TextItem(str(at), row["text"]) for at, row in enumerate(load("c4", "validation").rows[: self.documents])
+        ]
 
     def _most_windows(self) -> int:
         return self.windows
 
-    def _details(self, rows: Sequence[Row]) -> dict[str, Any]:
-        return {**super()._details(rows), "data": {"validation": self._rows().origin}}
+    def sets(self) -> Sequence[tuple[str, str]]:
+        """The set that the items are made from."""
+        return (("c4", "validation"),)

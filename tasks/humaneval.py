@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from mcbench.datasets import Rows, load
+from mcbench.datasets import load
 from mcbench.errors import BadInput
 from mcbench.items import CodeItem
-from mcbench.task import CodeTask, Row
+from mcbench.task import CodeTask
 
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 
@@ -42,11 +41,9 @@ class HumanEval(CodeTask):
                 STOP,
                 self.max_new_tokens,
             )
-            for row in self._rows().rows
+            for row in load("humaneval", "test").rows
         ]
 
-    def _rows(self) -> Rows:
-        return load("humaneval", "test")
-
-    def _details(self, rows: Sequence[Row]) -> dict[str, Any]:
-        return {**super()._details(rows), "data": {"test": self._rows().origin}}
+    def sets(self) -> Sequence[tuple[str, str]]:
+        """The set that the items are made from."""
+        return (("humaneval", "test"),)

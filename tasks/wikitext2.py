@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from mcbench.datasets import Rows, load
+from mcbench.datasets import load
 from mcbench.items import TextItem
-from mcbench.task import PerplexityTask, Row
+from mcbench.task import PerplexityTask
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,8 @@ class WikiText2(PerplexityTask):
 
     def items(self) -> Sequence[TextItem]:
         """The lines of the test split; blank ones are empty."""
-        return [TextItem(str(at), row["text"]) for at, row in enumerate(self._rows().rows)]
+        return [TextItem(str(at), row["text"]) for at, row in enumerate(load("wikitext2-rows", "test").rows)]
 
-    def _rows(self) -> Rows:
-        return load("wikitext2-rows", "test")
-
-    def _details(self, rows: Sequence[Row]) -> dict[str, Any]:
-        return {**super()._details(rows), "data": {"test": self._rows().origin}}
+    def sets(self) -> Sequence[tuple[str, str]]:
+        """The set that the items are made from."""
+        return (("wikitext2-rows", "test"),)

