@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from mcbench.errors import BadInput, CheckFailed
 from mcbench.prefixes import Node, Sharing, plan
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+PADDING = 256  # tokens of padding in a batch: about what another forward costs on top of its tokens
 CACHE_SHARE = 8  # a cached token counts as this fraction of one that is computed when a batch is filled
 
 WindowStyle = Literal["rolling", "disjoint"]
@@ -479,7 +481,8 @@ class LanguageModel:
         rank = {at: (not nodes[at].children, -len(nodes[at].tokens), at) for at in range(len(nodes))}
         inner = [at for at in sorted(rank, key=rank.__getitem__) if nodes[at].children]
         outer = [at for at in sorted(rank, key=rank.__getitem__) if not nodes[at].children]
-        for chunk in (*_chunks(inner, size, self.tokens_per_batch), *_chunks(outer, size, self.tokens_per_batch)):
+        budget = self.tokens_per_batch
+        for chunk in (*_chunks(inner, size, budget, PADDING), *_chunks(outer, size, budget, PADDING)):
             members = {member for at in chunk for member in nodes[at].members}
             if done.issuperset(members):
                 continue
@@ -547,6 +550,8 @@ class LanguageModel:
         if self._selects_rows and len(rows) > len(contexts):  # several samples of one prompt: it has been read once
             cache = _rows_of_cache(cache, repeat, last=True)
             logits, mask = logits[repeat], mask[repeat]
+        if self._keeps_all:
+            cache = _with_room(cache, max(p.max_new_tokens for p in prompts))
         position = mask.sum(1, keepdim=True)  # [rows, 1]
         choose = _Chooser(sampling, rows, max(p.max_new_tokens for p in prompts))
         written: list[list[int]] = [[] for _ in rows]
@@ -797,15 +802,21 @@ def _joined_mask(before: Tensor | None, rows: Tensor, width: int, own: Tensor | 
     return torch.cat([cached, own if own is not None else torch.ones_like(ids)], dim=1)
 
 
-def _chunks(items: Sequence[T], length: Callable[[T], int], budget: int) -> Iterator[list[T]]:
-    """Consecutive items whose number times their greatest length stays within the budget (at least one each)."""
+def _chunks(
+    items: Sequence[T], length: Callable[[T], int], budget: int, padding: int | None = None
+) -> Iterator[list[T]]:
+    """Consecutive items whose number times their greatest length stays within the budget (at least one each).
+
+    No more than `padding` of that is what shorter items lack.
+    """
     chunk: list[T] = []
-    longest = 0
+    longest = total = 0
     for item in items:
-        longest = max(longest, length(item))
-        if chunk and (len(chunk) + 1) * longest > budget:
+        longest, total = max(longest, length(item)), total + length(item)
+        padded = (len(chunk) + 1) * longest
+        if chunk and (padded > budget or (padding is not None and padded - total > padding)):
             yield chunk
-            chunk, longest = [], length(item)
+            chunk, longest, total = [], length(item), length(item)
         chunk.append(item)
     if chunk:
         yield chunk
@@ -817,6 +828,44 @@ def _rows_of_cache(cache: Any, rows: Tensor, *, last: bool) -> Any:
         cache = copy.copy(cache)
         cache.layers = [copy.copy(layer) for layer in cache.layers]
     cache.batch_select_indices(rows)
+    return cache
+
+
+class _RoomyLayer(DynamicLayer):
+    """Keys and values of a layer in a buffer with room for more, so that a new token does not copy all earlier ones."""
+
+    def __init__(self, full: DynamicLayer, room: int) -> None:
+        assert full.keys is not None and full.values is not None
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lazy_initialization(full.keys, full.values)
+        self._used = full.keys.shape[-2]
+        self._buffers = [
+            torch.cat([states, states.new_empty(*states.shape[:-2], room, states.shape[-1])], dim=-2)
+            for states in (full.keys, full.values)
+        ]
+        self._show()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Appends the states of new tokens, both [rows, heads, tokens, width]; returns those of all tokens."""
+        start, self._used = self._used, self._used + key_states.shape[-2]
+        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start : self._used] = new
+        return self._show()
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps only these rows."""
+        self._buffers = [buffer[indices] for buffer in self._buffers]
+        self._show()
+
+    def _show(self) -> tuple[Tensor, Tensor]:
+        keys, values = (buffer[:, :, : self._used] for buffer in self._buffers)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+def _with_room(cache: Any, room: int) -> Any:
+    """The cache, able to take `room` more tokens without being copied."""
+    cache.layers = [_RoomyLayer(layer, room) for layer in cache.layers]
     return cache
 
 

@@ -1,0 +1,257 @@
+"""How much faster are the official evaluations than with lm-eval's own transformers backend, and are the answers equal?
+
+    MCBENCH_DATA=DIR python benchmarks/evaluation.py --out benchmarks/results/evaluation.json
+
+Both backends answer the same requests of lm-eval's own task definitions on the same model in the same process.
+lm-eval's backend first tries every experts implementation, precision and batch size on a part of the requests and then
+runs with the fastest; ours runs in fp32 with its defaults. Then they take turns; a time is the median of the repeats.
+Processor time is given too, for machines that do other work. Tokens are those that the model's forward calls were
+given, padding included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import io
+import itertools
+import json
+import logging
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from mcbench.catalogue import TASKS
+from mcbench.evaluation import LanguageModel
+from mcbench.harness import HarnessTask
+from mcbench.harness_model import HarnessLM
+from mcbench.items import RowItem
+from mcbench.model import load_model
+from mcbench.task import items_of
+
+# how many rows of each task: enough for a stable time on two cores, and whole subjects where examples are shared
+COUNTS = {
+    "mmlu-5shot": 235,  # the first two subjects
+    "gsm8k": 32,
+    "piqa": 200,
+    "arc-easy": 200,
+    "arc-challenge": 200,
+    "boolq": 100,
+    "hellaswag": 200,
+    "winogrande": 300,
+    "mathqa": 200,
+    "mmlu": 235,
+    "wikitext2-word": 3,
+}
+PILOT = 0.15  # the share of the requests with which the fastest setting is found
+HOPELESS = 3  # times slower than the best on one request
+FEW = 3  # rows with which the experts implementation and the precision are chosen
+EXPERTS = ("eager", "batched_mm", "grouped_mm")
+PRECISIONS = ("float32", "bfloat16")
+BATCH_SIZES = (1, 4, 16, 64)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One backend on one task: seconds of each repeat by the clock and of the processor, tokens, settings."""
+
+    seconds: list[float]
+    processor_seconds: list[float]
+    tokens: int
+    setting: dict[str, Any]
+
+    @property
+    def median(self) -> float:
+        """Seconds, of the middle repeat."""
+        return statistics.median(self.seconds)
+
+    @property
+    def processor(self) -> float:
+        """Processor seconds, of the middle repeat: what a busy machine hardly changes."""
+        return statistics.median(self.processor_seconds)
+
+
+def main() -> None:
+    """Prints one row a task and writes what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", default=",".join(COUNTS), help="by commas")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the rows of each task")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--model", default="reference")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    torch.set_num_threads(options.threads)
+    moe = load_model(options.model)
+    ours = LanguageModel(moe.model, moe.tokenizer)
+    theirs = Theirs(moe.model, moe.tokenizer, ours.window)
+    table, record = [], {}
+    for name in options.tasks.split(","):
+        count = max(2, round(COUNTS[name] * options.scale))
+        requests = requests_of(name, count)
+        setting = theirs.fastest(requests)
+        found = compare(ours, theirs, setting, requests, options.repeats)
+        record[name] = {"rows": count, "requests": len(requests), **found}
+        table.append(row(name, record[name]))
+        print(tabulate([table[-1]]), flush=True)  # noqa: T201 - a script
+    heads = ["task", "rows", "lm-eval, s", "ours, s", "ratio", "of processor time"]
+    heads += ["its tokens", "ours", "ratio", "its setting", "apart"]
+    print(tabulate(table, heads, tablefmt="github"))  # noqa: T201
+    if options.out:
+        about = {
+            "model": options.model,
+            "threads": torch.get_num_threads(),
+            "machine": platform.processor() or platform.machine(),
+            "torch": torch.__version__,
+            "repeats": options.repeats,
+        }
+        options.out.write_text(json.dumps({"about": about, "tasks": record}, indent=2) + "\n", encoding="utf-8")
+
+
+def requests_of(name: str, count: int) -> list[Any]:
+    """The requests of the first rows of a task."""
+    task = TASKS.get(name)()
+    assert isinstance(task, HarnessTask)
+    items = [item for item in items_of(task)[:count] if isinstance(item, RowItem)]
+    return [request for each in task._ask(items) for request in each.requests]
+
+
+class Theirs:
+    """lm-eval's own backend in every setting it may be fastest in; each precision has its own copy of the model."""
+
+    def __init__(self, model: Any, tokenizer: Any, window: int) -> None:
+        self.tokenizer, self.window = tokenizer, window
+        self.models = {name: copy.deepcopy(model).to(getattr(torch, name)) for name in PRECISIONS}
+
+    def backend(self, setting: dict[str, Any]) -> Any:
+        """A backend of that setting."""
+        from lm_eval.models.huggingface import HFLM
+
+        model = self.models[setting["precision"]]
+        model.set_experts_implementation(setting["experts"])
+        return HFLM(
+            pretrained=model, tokenizer=self.tokenizer, batch_size=setting["batch_size"], max_length=self.window
+        )
+
+    def fastest(self, requests: Sequence[Any]) -> dict[str, Any]:
+        """The setting that answers a part of the requests in the least time.
+
+        First the experts and the precision on few requests, then the batch size. Where a way is hopeless on a single
+        request (`batched_mm` copies an expert's weights for every token), it is left out.
+        """
+        step = max(1, round(1 / PILOT))
+        # whole rows, spread over the task, so that lengths and repeated prompts are those of the task
+        rows = [list(group) for _, group in itertools.groupby(requests, key=lambda request: request.metadata[1])]
+        part = [request for row in rows[::step] for request in row]
+        few = [request for row in rows[:: max(1, len(rows) // FEW)] for request in row]
+        ways = [{"experts": e, "precision": p, "batch_size": 1} for e in EXPERTS for p in PRECISIONS]
+        first = [self.seconds(setting, few[:1]) for setting in ways]
+        ways = [setting for setting, taken in zip(ways, first, strict=True) if taken <= HOPELESS * min(first)]
+        way = min(ways, key=lambda setting: self.seconds(setting, few))
+        sizes = [{**way, "batch_size": size} for size in BATCH_SIZES]
+        return min(sizes, key=lambda setting: self.seconds(setting, part))
+
+    def seconds(self, setting: dict[str, Any], requests: Sequence[Any]) -> float:
+        """How long the better of two runs takes; forever where the setting does not work."""
+        try:
+            backend = self.backend(setting)
+            return min(timed(lambda: answers(backend, requests))[0] for _ in range(2))
+        except (RuntimeError, NotImplementedError, ValueError):
+            return float("inf")
+
+
+def answers(backend: Any, requests: Sequence[Any]) -> list[Any]:
+    """What a backend of lm-eval says to requests of one kind, without its progress bars."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        found: list[Any] = getattr(backend, requests[0].request_type)(list(requests))
+    return found
+
+
+def compare(
+    ours: LanguageModel, theirs: Theirs, setting: dict[str, Any], requests: Sequence[Any], repeats: int
+) -> dict[str, Any]:
+    """Both backends in turn."""
+    backends = {"lm-eval": theirs.backend(setting), "ours": HarnessLM(ours)}
+    models = {"lm-eval": theirs.models[setting["precision"]], "ours": ours.model}
+    seconds: dict[str, list[float]] = {name: [] for name in backends}
+    processor: dict[str, list[float]] = {name: [] for name in backends}
+    tokens, said = {}, {}
+    for turn in range(repeats + 1):  # the first warms up and is not counted
+        for name in list(backends)[:: 1 if turn % 2 else -1]:
+            with counted(models[name]) as count:
+                before = time.process_time()
+                taken, said[name] = timed(lambda name=name: answers(backends[name], requests))  # type: ignore[misc]
+                used = time.process_time() - before
+            tokens[name] = sum(count)
+            if turn:
+                seconds[name].append(taken)
+                processor[name].append(used)
+    if setting["precision"] != "float32":  # answers are compared in the precision that ours has
+        exact = theirs.backend({**setting, "precision": "float32"})
+        said["lm-eval"] = answers(exact, requests)
+    return {
+        "lm-eval": asdict(Run(seconds["lm-eval"], processor["lm-eval"], tokens["lm-eval"], setting)),
+        "ours": asdict(Run(seconds["ours"], processor["ours"], tokens["ours"], ours.settings())),
+        **difference(said["ours"], said["lm-eval"]),
+    }
+
+
+def difference(ours: Sequence[Any], theirs: Sequence[Any]) -> dict[str, Any]:
+    """How far our answers are from those of lm-eval's backend in fp32."""
+    if isinstance(ours[0], str):
+        return {"different_texts": sum(a != b for a, b in zip(ours, theirs, strict=True))}
+    value = [a[0] if isinstance(a, tuple) else a for a in ours]
+    other = [b[0] if isinstance(b, tuple) else b for b in theirs]
+    return {"largest_difference_nats": max(abs(a - b) for a, b in zip(value, other, strict=True))}
+
+
+def row(name: str, found: dict[str, Any]) -> list[Any]:
+    """One line of the table."""
+    theirs, ours = (Run(**found[key]) for key in ("lm-eval", "ours"))
+    apart = found.get("largest_difference_nats")
+    return [
+        name,
+        found["rows"],
+        f"{theirs.median:.2f}",
+        f"{ours.median:.2f}",
+        f"{theirs.median / ours.median:.2f}x",
+        f"{theirs.processor / ours.processor:.2f}x",
+        theirs.tokens,
+        ours.tokens,
+        f"{theirs.tokens / ours.tokens:.2f}x",
+        " ".join(map(str, theirs.setting.values())),
+        f"{apart:.1e} nats" if apart is not None else f"{found['different_texts']} texts",
+    ]
+
+
+def timed(function: Callable[[], list[Any]]) -> tuple[float, list[Any]]:
+    """Seconds, and what the call returns."""
+    started = time.perf_counter()
+    result = function()
+    return time.perf_counter() - started, result
+
+
+@contextlib.contextmanager
+def counted(model: Any) -> Iterator[list[int]]:
+    """The tokens of each forward of the model inside the block."""
+    tokens: list[int] = []
+    hook = model.get_input_embeddings().register_forward_pre_hook(
+        lambda _module, arguments: tokens.append(arguments[0].numel())
+    )
+    try:
+        yield tokens
+    finally:
+        hook.remove()
+
+
+if __name__ == "__main__":
+    main()
