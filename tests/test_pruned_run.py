@@ -127,7 +127,7 @@ def test_a_record_of_a_pruned_run_comes_back_equal_and_prints() -> None:
     record = with_routing(sample_record())
     assert Record.from_json(record.to_json()) == record
     shown = table(record)
-    assert "prefill            600      83.3 %         24   83.3 %   83.3 %" in shown
+    assert "prefill            600      83.3 %             2.0 %   83.3 %   83.3 %" in shown
     assert "mini-perplexity              7.100   7.500     +0.400 ± 0.050" in shown
 
 

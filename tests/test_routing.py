@@ -12,14 +12,17 @@ import torch
 from tiny import ARCHITECTURES, random_tokens, tiny_mixtral, tiny_model, tiny_tokenizer, tiny_transformer
 from torch import Tensor
 
+from mcbench.allocation import BitAllocation
 from mcbench.composition import METHODS
+from mcbench.compression import compress
 from mcbench.errors import BadInput
 from mcbench.evaluation import LanguageModel
 from mcbench.experts import Experts
 from mcbench.method import Method
-from mcbench.model import MoEModel
+from mcbench.model import MoEModel, load_model
 from mcbench.policy import RoutingPolicy, fit, load_policy
 from mcbench.routing import Choices, Learnt, Routed, rank_in_sequence
+from mcbench.store import ExpertStore
 from mcbench.text import CalibrationData
 
 NO_SOFTMAX = {"minimax", "jamba", "qwen3_next", "qwen3_5_moe_text", "lfm2_moe", "bailing_hybrid"}
@@ -148,6 +151,19 @@ def test_the_fast_evaluation_equals_the_plain_one_under_a_cacheable_policy() -> 
         counts.clear()
         plain = LanguageModel(model.model, model.tokenizer, prefix_sharing=False, check=False).loglikelihoods(pairs)
     assert [p.value for p in shared] == pytest.approx([p.value for p in plain], abs=1e-4)
+
+
+def test_a_packed_model_is_pruned_as_the_compressed_one_that_was_saved(tmp_path: Path) -> None:
+    model = tiny_mixtral()
+    store = ExpertStore(model, some_data(), of_class("rtn"), "rtn", (2, 16), linear_widths=(4,))
+    ids, mask = padded()
+    with compress(model, BitAllocation(np.full((3, 6), 2), attention=4, shared=4), store) as compressed:
+        with ready("odp", model, protect=0.1).applied(model):
+            wanted = model.logits(ids, mask)
+        compressed.save(tmp_path / "packed")
+    packed = load_model(str(tmp_path / "packed"))
+    with ready("odp", packed, protect=0.1).applied(packed):
+        assert torch.equal(packed.logits(ids, mask), wanted)
 
 
 # -- what runs
