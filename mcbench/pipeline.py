@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mcbench.task import Scores, Task
     from mcbench.text import CalibrationData
 
+POLICY_FOLDER = "routing"  # of a saved model, where its policy lies
 SHOWN_NUMBERS = 2048  # a table of a policy with more stands in its own file only
 FOUR_BITS = 4  # of attention and shared experts, whatever the method, so that only the experts differ
 
@@ -64,11 +65,11 @@ def run(
     """Compresses a model, evaluates it beside the uncompressed one, and writes a record under `out`.
 
     `method` is a method string such as "pmq(beta=1)+hqq" or "pmq+odp"; with a routing policy the compressed model is
-    evaluated under the router alone as well. `bits` is the average as the papers label it, `expert_bits`
-    that over routed experts alone; give one of them unless the method can reach only one. `widths` are the candidate
-    widths of an expert. `model` is a name, folder or hub id; `tasks` are tasks or suites, by commas. `save` is a folder
-    for the packed model. Without method, model or tasks, `defaults.json` says which. What a run has finished stays
-    under `out`, so that the same call goes on where it was interrupted.
+    evaluated under the router alone as well. `bits` is the average as the papers label it, `expert_bits` that over
+    routed experts alone; give one of them unless the method can reach only one. `widths` are the candidate widths of an
+    expert. `model` is a name, folder or hub id; `tasks` are tasks or suites, by commas. `save` is a folder for the
+    packed model, its policy in the folder `routing` inside. Without method, model or tasks, `defaults.json` says which.
+    What a run has finished stays under `out`, so that the same call goes on where it was interrupted.
 
     Raises UnknownName and BadInput for what cannot be done as asked, CheckFailed where the compression does not cover
     the model or the fast evaluation differs from the plain one.
@@ -115,6 +116,8 @@ def run(
             assert data is not None
             with clock.stage("calibrate routing"):
                 policy = _fit(composition.policy, moe, data, learnt.identity, Path(out))
+                if save is not None:
+                    policy.save(Path(save) / POLICY_FOLDER)
             with clock.stage("evaluate pruned"):
                 pruned = exam.take(moe, learnt.identity, f"{composition} {budget.asked if budget else 16:g}", policy)
             routing, after = _routing(policy, moe, learnt, pruned, after), pruned
@@ -220,7 +223,8 @@ class _Counter:
             content = json.loads(kept.read_text(encoding="utf-8"))
         else:
             content = {"whole": not resumed, "pairs": self.counts.tables()}
-            write_whole(kept, json.dumps(content).encode())
+            if sink.is_file():  # a task that was skipped may be run another time
+                write_whole(kept, json.dumps(content).encode())
         self.total.include(content["pairs"])
         if not content["whole"]:
             self.uncounted.append(name)
