@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,29 +239,58 @@ def test_only_the_layers_asked_for_are_pruned() -> None:
 # -- importance
 
 
-def test_attention_received_is_the_column_sum_of_the_materialised_map() -> None:
-    for architecture in ("mixtral", "gpt_oss", "deepseek_v2"):  # sdpa, sinks and windows, latent
-        model = tiny_model(architecture)
-        ids, mask = padded(40)
-        seen: dict[int, Choices] = {}
+# sdpa, sinks with sliding windows, latent attention
+@pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss", "deepseek_v2"])
+@pytest.mark.parametrize("padding", [0, 7])
+def test_attention_received_is_the_column_sum_of_the_materialised_map(
+    architecture: str, padding: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(architecture)
+    ids, mask = padded(40, padding)
+    seen: dict[int, Choices] = {}
 
-        def note(choices: Choices, seen: dict[int, Choices] = seen) -> Routed:
-            seen[choices.layer] = choices
-            return everything(choices)
+    def note(choices: Choices) -> Routed:
+        seen[choices.layer] = choices
+        return everything(choices)
 
-        with pytest.MonkeyPatch.context() as patch, model.route(note, sees=("attention",)):
-            patch.setattr("mcbench.attention.BLOCK_ELEMENTS", 2 * 4 * 40 * 3)  # three queries at a time
-            model.logits(ids, mask)
-        config: Any = model.model.config
-        config._attn_implementation = "eager"
-        with torch.no_grad():
-            maps = model.model(input_ids=ids, attention_mask=mask, output_attentions=True, use_cache=False).attentions
-        for layer, choices in seen.items():
-            full = maps[model._layers[layer].decoder].double().mean(1)  # [B, S, S]
-            column = (full * mask[:, :, None]).sum(1).reshape(-1)
-            wanted = column / (choices.length - choices.place).clamp(min=1)
-            assert choices.attention is not None
-            assert torch.allclose(choices.attention.double()[choices.real], wanted[choices.real], atol=1e-6)
+    monkeypatch.setattr("mcbench.attention.BLOCK_ELEMENTS", 2 * 4 * 40 * 3)  # three queries at a time
+    before = model.logits(ids, mask if padding else None)
+    with model.route(note, sees=("attention",)):
+        after = model.logits(ids, mask if padding else None)
+    assert torch.allclose(after, before, atol=1e-5)
+    config: Any = model.model.config
+    config._attn_implementation = "eager"
+    with torch.no_grad():
+        maps = model.model(input_ids=ids, attention_mask=mask, output_attentions=True, use_cache=False).attentions
+    for layer, choices in seen.items():
+        full = maps[model._layers[layer].decoder].double().mean(1)  # [B, S, S]
+        column = (full * mask[:, :, None]).sum(1).reshape(-1)
+        wanted = column / (choices.length - choices.place).clamp(min=1)
+        assert choices.attention is not None
+        assert torch.allclose(choices.attention.double()[choices.real], wanted[choices.real], atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss"])
+def test_never_more_than_a_block_of_the_attention_map_is_held(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(architecture)
+    file = sys.modules[type(model.model).__module__]
+    own = file.eager_attention_forward
+    held: list[int] = []
+
+    def eager(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        output, probability = own(*args, **options)
+        held.append(probability.numel())
+        return output, probability
+
+    monkeypatch.setattr(file, "eager_attention_forward", eager)
+    monkeypatch.setattr("mcbench.attention.BLOCK_ELEMENTS", 4000)
+    ids = random_tokens(2, 200)
+    with model.route(everything, sees=("attention",)):
+        held.clear()
+        model.logits(ids)
+    assert len(held) >= 3 * 50 and max(held) <= 4000  # where the whole map has 2 x 4 x 200 x 200
 
 
 def by_importance(name: str, **changes: Any) -> Callable[[Choices], Tensor]:
