@@ -227,6 +227,15 @@ def test_the_median_rule_is_naee_by_hand() -> None:
     assert float(median) == float(ordered[len(ordered) // 2])
 
 
+@pytest.mark.parametrize("settings", [{}, {"quantile": 0.2}, {"threshold": 0.5}])
+def test_a_policy_that_is_asked_for_no_share_states_the_one_it_has(settings: dict[str, float]) -> None:
+    model = tiny_mixtral()
+    policy = ready("naee", model, **settings)
+    with policy.applied(model) as counts:
+        model.logits(some_data().input_ids)
+    assert policy.learnt.facts["skipped"] == pytest.approx(counts.skipped(), abs=1e-9)
+
+
 def test_only_the_layers_asked_for_are_pruned() -> None:
     model = tiny_mixtral()
     with ready("naee", model, layers=(1,), skip=0.1).applied(model) as counts:
@@ -434,6 +443,8 @@ def test_thresholds_of_another_model_are_refused(tmp_path: Path) -> None:
         ("topk", {"k": 0}, "at least 1 expert"),
         ("topk", {"k": 3}, "3 experts cannot run"),
         ("naee", {"layers": (7,)}, "no MoE layer 7"),
+        ("naee", {"layers": (7,), "threshold": 0.5}, "no MoE layer 7"),
+        ("topk", {"layers": (7,)}, "no MoE layer 7"),
     ],
 )
 def test_a_setting_that_makes_no_sense_says_why(name: str, settings: dict[str, Any], message: str) -> None:
