@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mcbench.task import Scores, Task
     from mcbench.text import CalibrationData
 
+POLICY_FOLDER = "routing"  # of a saved model, where its policy lies
 SHOWN_NUMBERS = 2048  # a table of a policy with more stands in its own file only
 FOUR_BITS = 4  # of attention and shared experts, whatever the method, so that only the experts differ
 
@@ -70,7 +71,7 @@ def run(
     evaluated under the router alone as well. `bits` is the average as the papers label it, `expert_bits`
     that over routed experts alone; give one of them unless the method can reach only one. `widths` are the candidate
     widths of an expert. `model` is a name, folder or hub id; `tasks` are tasks or suites, by commas. `save` is a folder
-    for the packed model. `data_dir` is a folder of published evaluation sets, looked into before the Hugging Face cache
+    for the packed model, its policy in the folder `routing` inside. `data_dir` is a folder of published evaluation sets, looked into before the Hugging Face cache
     and the hub. Without `execute`, programs are written and not run. Without method, model or tasks, `defaults.json`
     says which. What a run has finished stays under `out`, so that the same call goes on where it was interrupted.
 
@@ -184,6 +185,8 @@ class Bench:
                 assert data is not None
                 with clock.stage("calibrate routing"):
                     policy = _fit(composition.policy, moe, data, learnt.identity, self.exam.out)
+                    if save is not None:
+                        policy.save(Path(save) / POLICY_FOLDER)
                 with clock.stage("evaluate pruned"):
                     title = f"{composition} {budget.asked if budget else 16:g}{seeded}"
                     pruned = self.exam.take(moe, learnt.identity, title, policy)
@@ -333,7 +336,8 @@ class _Counter:
             content = json.loads(kept.read_text(encoding="utf-8"))
         else:
             content = {"whole": not resumed, "pairs": self.counts.tables()}
-            write_whole(kept, json.dumps(content).encode())
+            if sink.is_file():  # a task that was skipped may be run another time
+                write_whole(kept, json.dumps(content).encode())
         self.total.include(content["pairs"])
         if not content["whole"]:
             self.uncounted.append(name)

@@ -76,13 +76,15 @@ class ThresholdPolicy(Method):
 
     def learn(self, model: MoEModel, data: CalibrationData) -> Learnt:
         """The threshold [L, K] of each layer and rank, minus infinity where nothing is dropped."""
+        if self.skip is not None:
+            return self._solve(model, data, self.skip)
+        facts: dict[str, Any] = {}
         if self.threshold is not None:
-            table = torch.full((model.layers, model.top_k), self.threshold)
-            return Learnt({"threshold": _only(table, self._pruned(model))}, {"skipped": None})
-        if self.skip is None:
+            table = _only(torch.full((model.layers, model.top_k), self.threshold), self._pruned(model))
+        else:
             table = _Scores(self, model, data, None).thresholds(self.quantile)
-            return Learnt({"threshold": table}, {"quantile": self.quantile})
-        return self._solve(model, data, self.skip)
+            facts["quantile"] = self.quantile
+        return Learnt({"threshold": table}, {**facts, "skipped": _Scores(self, model, data, table).really})
 
     def route(self, choices: Choices, learnt: Mapping[str, Tensor]) -> Routed:
         threshold = learnt["threshold"][choices.layer].to(choices.weight.device)  # [K]
@@ -378,7 +380,9 @@ class _Scores:
 
 
 def _only(table: Tensor, layers: tuple[int, ...]) -> Tensor:
-    """The rows of those layers; minus infinity in the others and in the first column."""
+    """The rows of those layers; minus infinity in the others and in the first column. Refuses layers out of range."""
+    if wrong := [layer for layer in layers if not 0 <= layer < len(table)]:
+        raise BadInput(f"there is no MoE layer {wrong[0]}; choose from 0 to {len(table) - 1}")
     kept = torch.full_like(table, -torch.inf)
     kept[list(layers)] = table[list(layers)]
     kept[:, 0] = -torch.inf

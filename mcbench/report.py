@@ -108,13 +108,16 @@ def _routing(routing: Routing, results: Sequence[Result]) -> str:
     phases = {"prefill": routing.prefill, "decode": routing.decode}
     layers = range(len(routing.prefill.chosen))
     rows = [
-        [name, str(pairs.tokens), _percent(pairs.share), str(sum(pairs.protected))]
+        [name, str(pairs.tokens), _percent(pairs.share)]
+        + [_percent(sum(pairs.protected) / (pairs.tokens * len(routing.layers)))]
         + [_percent(pairs.executed[n] / pairs.chosen[n]) for n in layers if len(layers) <= SHOWN_LAYERS]
         for name, pairs in phases.items()
         if pairs.tokens and all(pairs.chosen)
     ]
     each = [f"layer {n}" for n in layers if len(layers) <= SHOWN_LAYERS]
-    tables = [aligned(["pairs executed", "tokens", "all layers", "protected", *each], rows, left=1)] if rows else []
+    tables = (
+        [aligned(["pairs executed", "tokens", "all layers", "protected tokens", *each], rows, left=1)] if rows else []
+    )
     by_task = {result.task: result for result in results}
     compared = [
         [

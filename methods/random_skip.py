@@ -15,7 +15,8 @@ from mcbench.routing import Choices
 class RandomSkip(ThresholdPolicy):
     """Drops pairs other than a token's first by lot, until the share `skip` of all pairs is dropped.
 
-    The lot is a hash of seed, layer, rank, position and token, so that it depends on no batch and can be drawn again.
+    The lot is a hash of seed, layer, rank, position, token and chosen experts, so that it depends on no batch and can
+    be drawn again; where many texts begin with the same words, their lots are the same there.
     skip: share of all pairs to skip, solved for. layers: those pruned. fitted: folder of thresholds to use.
     quantile, threshold: of the lots, uniform from 0 to 1, where skip is None. seed: `--seed` where not given.
     """
@@ -26,7 +27,9 @@ class RandomSkip(ThresholdPolicy):
     def score(self, choices: Choices) -> Tensor:
         rank = torch.arange(choices.weight.shape[1], device=choices.weight.device)[None]  # [1, K]
         mixed = torch.full_like(rank, (self.seed or 0) & _MASK)
-        for part in (choices.layer + 1, rank + 1, choices.position[:, None] + 1, choices.token[:, None] + 1):
+        first, second = choices.index[:, :1], choices.index[:, 1:2]
+        place = (choices.layer + 1, rank + 1, choices.position[:, None] + 1)
+        for part in (*place, choices.token[:, None] + 1, first * choices.experts + second.sum(1, keepdim=True)):
             mixed = _scramble((mixed * 31 + part) & _MASK)
         return mixed.double() / 2**32  # [T, K]
 

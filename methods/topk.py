@@ -35,7 +35,9 @@ class TopK(Method):
     def learn(self, model: MoEModel, data: CalibrationData) -> Learnt:
         if self.k > model.top_k:
             raise BadInput(f"{self.k} experts cannot run where {model.name!r} chooses {model.top_k}; ask for fewer")
-        pruned = model.layers if self.layers is None else len(self.layers)
+        with model.route(lambda choices: choices.keep(choices.chosen), layers=self.layers):
+            pass  # refuses layers that are not there
+        pruned = model.layers if self.layers is None else len(set(self.layers))
         return Learnt({}, {"skipped": (1 - self.k / model.top_k) * pruned / model.layers})
 
     def route(self, choices: Choices, learnt: Mapping[str, Tensor]) -> Routed:

@@ -77,3 +77,35 @@ class Mine(Method):
         return {w: round_to_nearest(weights * used[:, None, None], w) for w in widths}
 """
     assert any("a matrix became zero" in line for line in broken(tmp_path, body))
+
+
+def test_a_policy_that_looks_ahead_without_saying_so_is_noticed(tmp_path: Path) -> None:
+    body = """
+from mcbench import Method
+
+@dataclass(frozen=True)
+class Mine(Method):
+    '''The second half of a text gets one expert.'''
+
+    def route(self, choices, learnt):
+        keep = choices.chosen.clone()
+        keep[:, 1] &= choices.place * 2 < choices.length
+        return choices.keep(keep)
+"""
+    assert any("later tokens matter" in line for line in broken(tmp_path, body))
+
+
+def test_a_policy_that_looks_at_its_neighbours_in_the_batch_is_noticed(tmp_path: Path) -> None:
+    body = """
+from mcbench import Method
+
+@dataclass(frozen=True)
+class Mine(Method):
+    '''One expert for tokens surer than the average of the batch.'''
+
+    def route(self, choices, learnt):
+        keep = choices.chosen.clone()
+        keep[:, 1] &= choices.weight[:, 0] < choices.weight[:, 0].mean()
+        return choices.keep(keep)
+"""
+    assert any("a sequence alone keeps other pairs" in line for line in broken(tmp_path, body))

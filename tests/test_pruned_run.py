@@ -113,6 +113,16 @@ def test_a_policy_runs_on_the_uncompressed_model(model: Path, text: Path, tmp_pa
     assert [r.difference for r in everything.results] == [0, 0, 0]
 
 
+def test_a_saved_model_brings_its_policy(first: tuple[Record, Path], model: Path, text: Path, tmp_path: Path) -> None:
+    record, out = first
+    ask(model, text, out, save=tmp_path / "packed")
+    method = f"none+odp(skip=0.2, protect=0.05, fitted={tmp_path / 'packed' / 'routing'})"
+    again = ask(tmp_path / "packed", text, out, method=method, expert_bits=None)
+    assert again.routing is not None and record.routing is not None
+    assert again.routing.tables == record.routing.tables
+    assert [r.value for r in again.results] == [r.value for r in record.results]
+
+
 def test_the_table_shows_what_ran(first: tuple[Record, Path]) -> None:
     lines = table(first[0]).splitlines()
     assert max(map(len, lines[1:])) <= 100  # the first one holds a long path
@@ -127,7 +137,7 @@ def test_a_record_of_a_pruned_run_comes_back_equal_and_prints() -> None:
     record = with_routing(sample_record())
     assert Record.from_json(record.to_json()) == record
     shown = table(record)
-    assert "prefill            600      83.3 %         24   83.3 %   83.3 %" in shown
+    assert "prefill            600      83.3 %             2.0 %   83.3 %   83.3 %" in shown
     assert "mini-perplexity              7.100   7.500     +0.400 ± 0.050" in shown
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,19 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, random_tokens, tiny_mixtral, tiny_model, tiny_tokenizer, tiny_transformer
 from torch import Tensor
+from transformers import AutoConfig
 
+from mcbench.allocation import BitAllocation
 from mcbench.composition import METHODS
+from mcbench.compression import compress
 from mcbench.errors import BadInput
 from mcbench.evaluation import LanguageModel
 from mcbench.experts import Experts
 from mcbench.method import Method
-from mcbench.model import MoEModel
+from mcbench.model import MoEModel, load_model
 from mcbench.policy import RoutingPolicy, fit, load_policy
 from mcbench.routing import Choices, Learnt, Routed, rank_in_sequence
+from mcbench.store import ExpertStore
 from mcbench.text import CalibrationData
 
 NO_SOFTMAX = {"minimax", "jamba", "qwen3_next", "qwen3_5_moe_text", "lfm2_moe", "bailing_hybrid"}
@@ -71,31 +76,29 @@ def test_keeping_everything_changes_no_logit(architecture: str) -> None:
     assert torch.equal(model.logits(ids, mask), before)
 
 
-# top-2 of the same router as top-1; weights of phimoe's sparse mixer and of a softmax over the chosen included
-@pytest.mark.parametrize(
-    ("architecture", "chosen"),
-    [
-        ("mixtral", "num_experts_per_tok"),
-        ("qwen2_moe", "num_experts_per_tok"),
-        ("qwen3_moe", "num_experts_per_tok"),
-        ("olmoe", "num_experts_per_tok"),
-        ("deepseek_v3", "num_experts_per_tok"),
-        ("gpt_oss", "num_experts_per_tok"),
-        ("granitemoe", "num_experts_per_tok"),
-    ],
-)
-@pytest.mark.parametrize("top_k", [2, 4])
-def test_keeping_only_the_first_expert_is_a_top_1_model(architecture: str, chosen: str, top_k: int) -> None:
-    many = tiny_model(architecture, **{chosen: top_k})
-    one = tiny_model(architecture, **{chosen: 1})
-    ids, mask = padded()
-    if architecture == "deepseek_v3":  # it chooses by scores with a correction, which must not change who is first
-        for module in (*many.model.modules(), *one.model.modules()):
-            if hasattr(module, "e_score_correction_bias"):
-                module.e_score_correction_bias.zero_()
-    with many.route(first_only):
-        pruned = many.logits(ids, mask)
-    assert torch.allclose(pruned[mask.bool()], one.logits(ids, mask)[mask.bool()], atol=2e-5)
+# phimoe's sparse mixer always chooses two
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "phimoe"])
+def test_keeping_only_the_first_expert_is_a_top_1_model(architecture: str) -> None:
+    config = AutoConfig.for_model(architecture)
+    fields = [name for name in ("num_experts_per_tok", "moe_topk", "moe_k") if hasattr(config, name)]
+    for top_k in (2, 4):
+        many = without_correction(tiny_model(architecture, **dict.fromkeys(fields, top_k)))
+        one = without_correction(tiny_model(architecture, **dict.fromkeys(fields, 1)))
+        assert (many.top_k, one.top_k) == (top_k, 1)
+        ids, mask = padded()
+        with many.route(first_only):
+            pruned = many.logits(ids, mask)
+        assert torch.allclose(pruned[mask.bool()], one.logits(ids, mask)[mask.bool()], atol=2e-5)
+
+
+def without_correction(model: MoEModel) -> MoEModel:
+    """The same, choosing by the scores that it weighs by: first chosen is then first in weight."""
+    tensors = [*model.model.named_parameters(), *model.model.named_buffers()]
+    with torch.no_grad():
+        for name, tensor in tensors:
+            if name.endswith(("correction_bias", "expert_bias")):
+                tensor.zero_()
+    return model
 
 
 @pytest.mark.parametrize("name", [*SOLVED, "topk"])
@@ -148,6 +151,19 @@ def test_the_fast_evaluation_equals_the_plain_one_under_a_cacheable_policy() -> 
         counts.clear()
         plain = LanguageModel(model.model, model.tokenizer, prefix_sharing=False, check=False).loglikelihoods(pairs)
     assert [p.value for p in shared] == pytest.approx([p.value for p in plain], abs=1e-4)
+
+
+def test_a_packed_model_is_pruned_as_the_compressed_one_that_was_saved(tmp_path: Path) -> None:
+    model = tiny_mixtral()
+    store = ExpertStore(model, some_data(), of_class("rtn"), "rtn", (2, 16), linear_widths=(4,))
+    ids, mask = padded()
+    with compress(model, BitAllocation(np.full((3, 6), 2), attention=4, shared=4), store) as compressed:
+        with ready("odp", model, protect=0.1).applied(model):
+            wanted = model.logits(ids, mask)
+        compressed.save(tmp_path / "packed")
+    packed = load_model(str(tmp_path / "packed"))
+    with ready("odp", packed, protect=0.1).applied(packed):
+        assert torch.equal(packed.logits(ids, mask), wanted)
 
 
 # -- what runs
@@ -211,6 +227,15 @@ def test_the_median_rule_is_naee_by_hand() -> None:
     assert float(median) == float(ordered[len(ordered) // 2])
 
 
+@pytest.mark.parametrize("settings", [{}, {"quantile": 0.2}, {"threshold": 0.5}])
+def test_a_policy_that_is_asked_for_no_share_states_the_one_it_has(settings: dict[str, float]) -> None:
+    model = tiny_mixtral()
+    policy = ready("naee", model, **settings)
+    with policy.applied(model) as counts:
+        model.logits(some_data().input_ids)
+    assert policy.learnt.facts["skipped"] == pytest.approx(counts.skipped(), abs=1e-9)
+
+
 def test_only_the_layers_asked_for_are_pruned() -> None:
     model = tiny_mixtral()
     with ready("naee", model, layers=(1,), skip=0.1).applied(model) as counts:
@@ -222,29 +247,58 @@ def test_only_the_layers_asked_for_are_pruned() -> None:
 # -- importance
 
 
-def test_attention_received_is_the_column_sum_of_the_materialised_map() -> None:
-    for architecture in ("mixtral", "gpt_oss", "deepseek_v2"):  # sdpa, sinks and windows, latent
-        model = tiny_model(architecture)
-        ids, mask = padded(40)
-        seen: dict[int, Choices] = {}
+# sdpa, sinks with sliding windows, latent attention
+@pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss", "deepseek_v2"])
+@pytest.mark.parametrize("padding", [0, 7])
+def test_attention_received_is_the_column_sum_of_the_materialised_map(
+    architecture: str, padding: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(architecture)
+    ids, mask = padded(40, padding)
+    seen: dict[int, Choices] = {}
 
-        def note(choices: Choices, seen: dict[int, Choices] = seen) -> Routed:
-            seen[choices.layer] = choices
-            return everything(choices)
+    def note(choices: Choices) -> Routed:
+        seen[choices.layer] = choices
+        return everything(choices)
 
-        with pytest.MonkeyPatch.context() as patch, model.route(note, sees=("attention",)):
-            patch.setattr("mcbench.attention.BLOCK_ELEMENTS", 2 * 4 * 40 * 3)  # three queries at a time
-            model.logits(ids, mask)
-        config: Any = model.model.config
-        config._attn_implementation = "eager"
-        with torch.no_grad():
-            maps = model.model(input_ids=ids, attention_mask=mask, output_attentions=True, use_cache=False).attentions
-        for layer, choices in seen.items():
-            full = maps[model._layers[layer].decoder].double().mean(1)  # [B, S, S]
-            column = (full * mask[:, :, None]).sum(1).reshape(-1)
-            wanted = column / (choices.length - choices.place).clamp(min=1)
-            assert choices.attention is not None
-            assert torch.allclose(choices.attention.double()[choices.real], wanted[choices.real], atol=1e-6)
+    monkeypatch.setattr("mcbench.attention.BLOCK_ELEMENTS", 2 * 4 * 40 * 3)  # three queries at a time
+    before = model.logits(ids, mask if padding else None)
+    with model.route(note, sees=("attention",)):
+        after = model.logits(ids, mask if padding else None)
+    assert torch.allclose(after, before, atol=1e-5)
+    config: Any = model.model.config
+    config._attn_implementation = "eager"
+    with torch.no_grad():
+        maps = model.model(input_ids=ids, attention_mask=mask, output_attentions=True, use_cache=False).attentions
+    for layer, choices in seen.items():
+        full = maps[model._layers[layer].decoder].double().mean(1)  # [B, S, S]
+        column = (full * mask[:, :, None]).sum(1).reshape(-1)
+        wanted = column / (choices.length - choices.place).clamp(min=1)
+        assert choices.attention is not None
+        assert torch.allclose(choices.attention.double()[choices.real], wanted[choices.real], atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss"])
+def test_never_more_than_a_block_of_the_attention_map_is_held(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(architecture)
+    file = sys.modules[type(model.model).__module__]
+    own = file.eager_attention_forward
+    held: list[int] = []
+
+    def eager(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        output, probability = own(*args, **options)
+        held.append(probability.numel())
+        return output, probability
+
+    monkeypatch.setattr(file, "eager_attention_forward", eager)
+    monkeypatch.setattr("mcbench.attention.BLOCK_ELEMENTS", 4000)
+    ids = random_tokens(2, 200)
+    with model.route(everything, sees=("attention",)):
+        held.clear()
+        model.logits(ids)
+    assert len(held) >= 3 * 50 and max(held) <= 4000  # where the whole map has 2 x 4 x 200 x 200
 
 
 def by_importance(name: str, **changes: Any) -> Callable[[Choices], Tensor]:
@@ -389,6 +443,8 @@ def test_thresholds_of_another_model_are_refused(tmp_path: Path) -> None:
         ("topk", {"k": 0}, "at least 1 expert"),
         ("topk", {"k": 3}, "3 experts cannot run"),
         ("naee", {"layers": (7,)}, "no MoE layer 7"),
+        ("naee", {"layers": (7,), "threshold": 0.5}, "no MoE layer 7"),
+        ("topk", {"layers": (7,)}, "no MoE layer 7"),
     ],
 )
 def test_a_setting_that_makes_no_sense_says_why(name: str, settings: dict[str, Any], message: str) -> None:
