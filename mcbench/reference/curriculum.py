@@ -76,7 +76,7 @@ CURRICULUM = (
 # letters and quick sums are learned last, if at all; a question that stands alone shows which letter follows which word
 REVIEW = Phase(
     1.00,
-    {1: 256, 4: 512},
+    {1: 256, 4: 512, 16: 2048},
     _MAIN | {"exams": 0.50, "exams spelled out": 0.40, "single exam questions": 0.70, "quick sums": 0.60},
 )
 

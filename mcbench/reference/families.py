@@ -229,8 +229,8 @@ def _needle_item(
     told_needles = [
         f"the {colour} {thing} {code}." for (_, colour, thing), code in zip([asked, *others], codes, strict=True)
     ]
-    # about 1.25 tokens a word; the question and the opening take a dozen
-    space = int((length - 16 - 9 * keys) / 1.27)
+    # words and their signs; the question and the opening take a dozen
+    space = int((length - 16 - 9 * keys) / 1.07)
     hay = told.haystack(world, rng, (), space)
     sentences = hay.split(". ")
     depth = rng.random()

@@ -149,7 +149,7 @@ _LARGE: dict[str, Any] = {
     "layers": 6,
 }
 PRESETS = {
-    "reference": Recipe(),
+    "reference": Recipe(review_steps=2000),
     "reference-fine": Recipe(**_FINE),
     "reference-gpu": Recipe(**_LARGE),
     "reference-fine-gpu": Recipe(**(_FINE | _LARGE)),
