@@ -63,7 +63,7 @@ def records(
         method="none", asked="none", allocation=kept, calibration=None, baseline="", fingerprint="b" * 64,
         results=results(None, value),
     )  # fmt: skip
-    found = [with_bits(plain, asked=None, asked_as="")]
+    found = [with_bits(plain, asked=None, asked_as="", expert=16.0, label=16.0)]
     for width, configuration in validity.UNIFORM.items():
         changed = sample_record(
             method=f"{configuration.method}+gptq", asked=configuration.method, results=results(lost[width], value)

@@ -23,6 +23,7 @@ WRITERS: dict[str, told.Writer] = {
     "quick sums": functools.partial(told.quick_sums, easy=True),
     "exams": told.exams,
     "exams spelled out": functools.partial(told.exams, spelled=1.0),
+    "single exam questions": functools.partial(told.exams, spelled=0.5, most=1),
     "key values": told.key_values,
     "few key values": functools.partial(told.key_values, largest=3),
     "copies": told.copies,
@@ -71,6 +72,12 @@ CURRICULUM = (
     Phase(0.14, {1: 256}, _MAIN | {"key values": 0.5, "copies": 0.3, "exams": 0.04, "exams spelled out": 0.16}),
     Phase(0.40, {1: 256, 4: 512, 32: 2048}, _MAIN | {"biographies": 0.45, "facts": 0.20, "exams spelled out": 0.10}),
     Phase(1.00, {1: 256, 4: 512, 16: 2048, 64: 4096}, _MAIN),
+)
+# letters and quick sums are learned last, if at all; a question that stands alone shows which letter follows which word
+REVIEW = Phase(
+    1.00,
+    {1: 256, 4: 512, 16: 2048},
+    _MAIN | {"exams": 0.50, "exams spelled out": 0.40, "single exam questions": 0.70, "quick sums": 0.60},
 )
 
 

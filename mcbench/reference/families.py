@@ -16,7 +16,8 @@ from mcbench.reference.programs import program
 from mcbench.reference.world import Fact, Split, World, split_of
 
 SIZE = 300
-NEEDLE_LENGTHS = (128, 256, 512, 1024)
+NEEDLE_LENGTHS = (128, 256, 512, 1024, 2048, 3800)
+MULTIKEY_LENGTHS = (128, 256, 512, 1024)
 SHOTS = 5
 
 
@@ -101,17 +102,20 @@ def _arc_challenge(world: World, rng: random.Random, split: Split) -> Iterator[I
 
 
 def _boolq(world: World, rng: random.Random, split: Split) -> Iterator[Item]:
-    """Things put and moved, a yes-or-no question; the wrong answer names another place of the passage."""
+    """Things put and moved, a yes-or-no question; the wrong answer names another place of the passage.
+
+    Half of the passages hold more things and moves than any that training showed.
+    """
     for number in range(10**6):
-        short = number % 2 == 0
-        passage = told.passage(world, rng, split, short)
+        size = "long" if number % 2 == 0 else "crowded"
+        passage = told.passage(world, rng, split, told.PASSAGES[size])
         true = rng.random() < 0.5
         asked = passage.place if true else passage.decoy
         yes, no = f" {asked}, so yes", f" {passage.decoy if true else passage.place}, so no"
         context = passage.text + told.passage_question(passage.thing, asked)
         gold = rng.randrange(2)
         choices = (yes, no) if true == (gold == 0) else (no, yes)
-        yield ChoiceItem(f"{_name(passage.fact)}/{number}", context, choices, gold, "short" if short else "long")
+        yield ChoiceItem(f"{_name(passage.fact)}/{number}", context, choices, gold, size)
 
 
 def _hellaswag(world: World, rng: random.Random, split: Split) -> Iterator[Item]:
@@ -230,8 +234,8 @@ def _needle_item(
     told_needles = [
         f"the {colour} {thing} {code}." for (_, colour, thing), code in zip([asked, *others], codes, strict=True)
     ]
-    # about 1.25 tokens a word; the question and the opening take a dozen
-    space = int((length - 16 - 9 * keys) / 1.27)
+    # words and their signs; the question and the opening take a dozen
+    space = int((length - 16 - 9 * keys) / 1.07)
     hay = told.haystack(world, rng, (), space)
     sentences = hay.split(". ")
     depth = rng.random()
@@ -245,13 +249,13 @@ def _needle_item(
 def _needle(world: World, rng: random.Random, split: Split) -> Iterator[Item]:
     """A number told once in a long text; the group is the text's length in tokens."""
     for number in range(10**6):
-        yield _needle_item(world, rng, NEEDLE_LENGTHS[number % 4], 1, number, "needle", split)
+        yield _needle_item(world, rng, NEEDLE_LENGTHS[number % 6], 1, number, "needle", split)
 
 
 def _needle_multikey(world: World, rng: random.Random, split: Split) -> Iterator[Item]:
     """The same with six numbers under keys that resemble each other."""
     for number in range(10**6):
-        yield _needle_item(world, rng, NEEDLE_LENGTHS[number % 4], 6, number, "needle-multikey", split)
+        yield _needle_item(world, rng, MULTIKEY_LENGTHS[number % 4], 6, number, "needle-multikey", split)
 
 
 def _shuffled(rng: random.Random, split: Split, facts: Iterator[Fact], repeat: int = 1) -> list[Fact]:

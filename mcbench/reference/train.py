@@ -31,7 +31,7 @@ from torch import Tensor
 from mcbench.errors import NotInstalled
 from mcbench.reference import tokenizer as tokens
 from mcbench.reference import world as told
-from mcbench.reference.curriculum import CURRICULUM, Phase, mixture_of
+from mcbench.reference.curriculum import CURRICULUM, REVIEW, Phase, mixture_of
 from mcbench.reference.curve import accuracies, picture
 from mcbench.reference.network import Network, Shape, checkpoint_of, compile_pieces, config_of
 
@@ -69,6 +69,13 @@ class Recipe:
     shared_width: int = 0
     compute: str = "bfloat16"
     curriculum: tuple[Phase, ...] = CURRICULUM
+    review_steps: int = 0  # after `steps`: what is hard, once more, from a rate of its own down to the last one
+    review_rate: float = 1e-3
+    review: Phase = REVIEW
+
+    @property
+    def all_steps(self) -> int:
+        return self.steps + self.review_steps
 
     @property
     def world(self) -> told.World:
@@ -86,7 +93,11 @@ class Recipe:
         )
 
     def rate(self, step: int) -> float:
-        """The learning rate at a step: warm-up, flat, cosine fall."""
+        """The learning rate at a step: warm-up, flat, cosine fall; in the review warm-up and cosine fall."""
+        if step >= self.steps:
+            done = (step - self.steps + 1) / self.review_steps
+            fall = min(10 * done, (1 + math.cos(math.pi * max(done - 0.1, 0) / 0.9)) / 2)
+            return self.last_learning_rate + (self.review_rate - self.last_learning_rate) * fall
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         first = self.decay_from * self.steps
@@ -97,6 +108,8 @@ class Recipe:
         return self.first_balance if step < self.unbalanced_from * self.steps else self.balance
 
     def phase(self, step: int) -> Phase:
+        if step >= self.steps:
+            return self.review
         return next(phase for phase in self.curriculum if step < phase.until * self.steps)
 
     def length(self, step: int) -> int:
@@ -136,7 +149,7 @@ _LARGE: dict[str, Any] = {
     "layers": 6,
 }
 PRESETS = {
-    "reference": Recipe(),
+    "reference": Recipe(review_steps=2000),
     "reference-fine": Recipe(**_FINE),
     "reference-gpu": Recipe(**_LARGE),
     "reference-fine-gpu": Recipe(**(_FINE | _LARGE)),
@@ -170,7 +183,7 @@ def batch(recipe: Recipe, world: told.World, tokenizer: Tokenizer, step: int) ->
 
 def batches(recipe: Recipe, tokenizer: Tokenizer, first: int, workers: int = 0) -> Iterator[Batch]:
     """The batches from step `first` on, written ahead by so many processes; a batch depends on its step alone."""
-    steps = range(first, recipe.steps)
+    steps = range(first, recipe.all_steps)
     if not workers:
         world = recipe.world
         yield from (batch(recipe, world, tokenizer, step) for step in steps)
@@ -181,7 +194,7 @@ def batches(recipe: Recipe, tokenizer: Tokenizer, first: int, workers: int = 0) 
         ahead = deque(pool.submit(_write, step) for step in steps[: 4 * workers])
         for step in steps:
             ready = ahead.popleft().result()
-            if step + 4 * workers < recipe.steps:
+            if step + 4 * workers < recipe.all_steps:
                 ahead.append(pool.submit(_write, step + 4 * workers))
             yield Batch(*map(torch.from_numpy, ready))
 
@@ -313,7 +326,7 @@ def train(
         run.optimizer.zero_grad(set_to_none=True)
         gathered.append((seen, shares))
         run.step += 1
-        last = run.step == recipe.steps
+        last = run.step == recipe.all_steps
         if run.step % every == 0 or last:
             row = _row(recipe, run.step, time.monotonic() - began, gathered)
             gathered.clear()
@@ -322,7 +335,7 @@ def train(
                     row |= accuracies(lambda ids: run.network(ids.to(device))[0].cpu(), tokenizer, world)
             run.curve.append(row)
             run.seconds = time.monotonic() - began
-            left = (recipe.steps - run.step) * run.seconds / run.step
+            left = (recipe.all_steps - run.step) * run.seconds / run.step
             log(" ".join(f"{key}={value}" for key, value in row.items()) + f" minutes_left={left / 60:.1f}")
             run.save(recipe, work)
     export(run.network, tokenizer, out)

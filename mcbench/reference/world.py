@@ -384,11 +384,22 @@ MOVABLE = tuple(
 )
 
 
-def passage(world: World, rng: random.Random, split: Split, easy: bool = False) -> Passage:
-    """Two to seven things have places and some are moved; the last place of the asked thing is a fact of the split."""
+class Size(NamedTuple):
+    """How much there is to keep apart in a passage: things beside the asked one, moves, and its share in them."""
+
+    others: tuple[int, int]
+    moves: tuple[int, int]
+    weight: int = 1
+
+
+PASSAGES = {"short": Size((1, 2), (0, 1)), "long": Size((3, 6), (1, 4)), "crowded": Size((9, 11), (10, 14), 3)}
+
+
+def passage(world: World, rng: random.Random, split: Split, size: Size) -> Passage:
+    """Things have places and some are moved; the last place of the asked thing is a fact of the split."""
     asked = rng.choice(MOVABLE)
-    others = rng.sample([t for t in w.OBJECTS if t != asked], rng.randint(1, 2) if easy else rng.randint(3, 6))
-    moved = rng.choices([asked, *others], k=rng.randint(0, 1) if easy else rng.randint(1, 4))
+    others = rng.sample([t for t in w.OBJECTS if t != asked], rng.randint(*size.others))
+    moved = rng.choices([*[asked] * size.weight, *others], k=rng.randint(*size.moves))
     order = [*rng.sample([asked, *others], 1 + len(others)), *moved]
     last = max(index for index, thing in enumerate(order) if thing == asked)
     where: dict[str, list[str]] = {}
@@ -416,7 +427,7 @@ def _somewhere(rng: random.Random, thing: str) -> Fact:
 
 def passages(world: World, rng: random.Random, split: Split, easy: float = 0.4) -> Document:
     """A passage and yes-or-no questions about the place of one of its things."""
-    told = passage(world, rng, split, rng.random() < easy)
+    told = passage(world, rng, split, PASSAGES["short" if rng.random() < easy else "long"])
     parts = [Segment(told.text, 0.1)]
     for asked in rng.sample((told.place, told.decoy), rng.randint(1, 2)):
         parts += weighted(
@@ -588,12 +599,12 @@ def letter_question(rng: random.Random, asked: Subject) -> tuple[str, str]:
     return f"question:{listed}. {asked.statement}", f" {LETTERS[letter]}"
 
 
-def exams(world: World, rng: random.Random, split: Split, spelled: float = 0.0) -> Document:
+def exams(world: World, rng: random.Random, split: Split, spelled: float = 0.0, most: int = 6) -> Document:
     """Questions of one subject answered by letters; a share of documents writes the answer's word before its letter."""
     subject = rng.choice(SUBJECTS)
     spell = rng.random() < spelled
     parts, given = [Segment(f"exam in {subject}:\n", NAME)], []
-    for _ in range(rng.randint(2, 6)):
+    for _ in range(rng.randint(min(2, most), most)):
         fact, asked = subject_question(world, rng, subject)
         while split_of(fact) != split:
             fact, asked = subject_question(world, rng, subject)
