@@ -68,12 +68,13 @@ def run(
     """Compresses a model, evaluates it beside the uncompressed one, and writes a record under `out`.
 
     `method` is a method string such as "pmq(beta=1)+hqq" or "pmq+odp"; with a routing policy the compressed model is
-    evaluated under the router alone as well. `bits` is the average as the papers label it, `expert_bits`
-    that over routed experts alone; give one of them unless the method can reach only one. `widths` are the candidate
-    widths of an expert. `model` is a name, folder or hub id; `tasks` are tasks or suites, by commas. `save` is a folder
-    for the packed model, its policy in the folder `routing` inside. `data_dir` is a folder of published evaluation sets, looked into before the Hugging Face cache
-    and the hub. Without `execute`, programs are written and not run. Without method, model or tasks, `defaults.json`
-    says which. What a run has finished stays under `out`, so that the same call goes on where it was interrupted.
+    evaluated under the router alone as well. `bits` is the average as the papers label it, `expert_bits` that over
+    routed experts alone; give one of them unless the method can reach only one. `widths` are the candidate widths of an
+    expert. `model` is a name, folder or hub id; `tasks` are tasks or suites, by commas. `save` is a folder for the
+    packed model, its policy in the folder `routing` inside. `data_dir` is a folder of published evaluation sets, looked
+    into before the Hugging Face cache and the hub. Without `execute`, programs are written and not run. Without method,
+    model or tasks, `defaults.json` says which. What a run has finished stays under `out`, so that the same call goes on
+    where it was interrupted.
 
     Raises UnknownName and BadInput for what cannot be done as asked, CheckFailed where the compression does not cover
     the model or the fast evaluation differs from the plain one.
