@@ -66,6 +66,7 @@ class RowItem:
     id: str
     row: Mapping[str, Any]
     group: str = ""
+    passage: str = ""
 
 
 Item = ChoiceItem | GenerationItem | CodeItem | TextItem | RowItem
