@@ -464,6 +464,7 @@ def _arrow(paths: Sequence[Path]) -> Iterator[Row]:
         try:
             with pyarrow.ipc.open_stream(content) as stream:
                 table = stream.read_all()
+            table.validate(full=True)  # else offsets that point nowhere end the process
         except (pyarrow.ArrowException, OSError) as error:
             raise _Misfit(f"{path.name} is no arrow stream, damaged or cut short ({_short(error)})") from None
         if not content.endswith(_ARROW_END):

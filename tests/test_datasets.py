@@ -419,6 +419,23 @@ def test_arrow_as_saved_loads_and_is_refused_when_cut(small: None, tmp_path: Pat
             load("piqa", "validation", tmp_path)
 
 
+@pytest.mark.parametrize("place", ["piqa/validation.parquet"])
+def test_noise_in_a_table_is_refused(place: str, small: None, tmp_path: Path) -> None:
+    """A byte changed anywhere gives rows or a BadInput, never another error."""
+    path = tmp_path / place
+    path.parent.mkdir(parents=True)
+    parquet.write_table(table(PIQA), path)
+    content, rng, refused = path.read_bytes(), random.Random(1), 0
+    for _ in range(300):
+        at = rng.randrange(len(content))
+        path.write_bytes(content[:at] + bytes([rng.randrange(256)]) + content[at + 1 :])
+        try:
+            load("piqa", "validation", tmp_path)
+        except BadInput:
+            refused += 1
+    assert refused > 100
+
+
 def test_a_folder_goes_before_the_cache(small: None, tmp_path: Path) -> None:
     hub = Path(constants.HF_HUB_CACHE) / "datasets--baber--piqa" / "snapshots" / "abc" / "plain_text"
     hub.mkdir(parents=True)
