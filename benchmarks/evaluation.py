@@ -5,7 +5,8 @@
 Both backends answer the same requests of lm-eval's own task definitions on the same model in the same process.
 lm-eval's backend first tries every experts implementation, precision and batch size on a part of the requests and then
 runs with the fastest; ours runs in fp32 with its defaults. Then they take turns; a time is the median of the repeats.
-Tokens are those that the model's forward calls were given, padding included.
+Processor time is given too, for machines that do other work. Tokens are those that the model's forward calls were
+given, padding included.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ COUNTS = {
     "wikitext2-word": 3,
 }
 PILOT = 0.15  # the share of the requests with which the fastest setting is found
-FEW = 4  # rows with which the experts implementation and the precision are chosen
+HOPELESS = 3  # times slower than the best on one request
+FEW = 3  # rows with which the experts implementation and the precision are chosen
 EXPERTS = ("eager", "batched_mm", "grouped_mm")
 PRECISIONS = ("float32", "bfloat16")
 BATCH_SIZES = (1, 4, 16, 64)
@@ -59,9 +61,10 @@ BATCH_SIZES = (1, 4, 16, 64)
 
 @dataclass(frozen=True)
 class Run:
-    """One backend on one task: seconds of each repeat, tokens given to the model, settings."""
+    """One backend on one task: seconds of each repeat by the clock and of the processor, tokens, settings."""
 
     seconds: list[float]
+    processor_seconds: list[float]
     tokens: int
     setting: dict[str, Any]
 
@@ -70,6 +73,11 @@ class Run:
         """Seconds, of the middle repeat."""
         return statistics.median(self.seconds)
 
+    @property
+    def processor(self) -> float:
+        """Processor seconds, of the middle repeat: what a busy machine hardly changes."""
+        return statistics.median(self.processor_seconds)
+
 
 def main() -> None:
     """Prints one row a task and writes what was measured."""
@@ -77,10 +85,12 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(COUNTS), help="by commas")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the rows of each task")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--model", default="reference")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    torch.set_num_threads(options.threads)
     moe = load_model(options.model)
     ours = LanguageModel(moe.model, moe.tokenizer)
     theirs = Theirs(moe.model, moe.tokenizer, ours.window)
@@ -93,18 +103,8 @@ def main() -> None:
         record[name] = {"rows": count, "requests": len(requests), **found}
         table.append(row(name, record[name]))
         print(tabulate([table[-1]]), flush=True)  # noqa: T201 - a script
-    heads = [
-        "task",
-        "rows",
-        "lm-eval, s",
-        "ours, s",
-        "ratio",
-        "lm-eval, tokens",
-        "ours",
-        "ratio",
-        "its fastest",
-        "apart",
-    ]
+    heads = ["task", "rows", "lm-eval, s", "ours, s", "ratio", "of processor time"]
+    heads += ["its tokens", "ours", "ratio", "its setting", "apart"]
     print(tabulate(table, heads, tablefmt="github"))  # noqa: T201
     if options.out:
         about = {
@@ -145,8 +145,8 @@ class Theirs:
     def fastest(self, requests: Sequence[Any]) -> dict[str, Any]:
         """The setting that answers a part of the requests in the least time.
 
-        First the experts and the precision on few requests, then the batch size. `batched_mm` copies an expert's
-        weights for every token, so that larger parts would not fit the memory.
+        First the experts and the precision on few requests, then the batch size. Where a way is hopeless on a single
+        request (`batched_mm` copies an expert's weights for every token), it is left out.
         """
         step = max(1, round(1 / PILOT))
         # whole rows, spread over the task, so that lengths and repeated prompts are those of the task
@@ -154,6 +154,8 @@ class Theirs:
         part = [request for row in rows[::step] for request in row]
         few = [request for row in rows[:: max(1, len(rows) // FEW)] for request in row]
         ways = [{"experts": e, "precision": p, "batch_size": 1} for e in EXPERTS for p in PRECISIONS]
+        first = [self.seconds(setting, few[:1]) for setting in ways]
+        ways = [setting for setting, taken in zip(ways, first, strict=True) if taken <= HOPELESS * min(first)]
         way = min(ways, key=lambda setting: self.seconds(setting, few))
         sizes = [{**way, "batch_size": size} for size in BATCH_SIZES]
         return min(sizes, key=lambda setting: self.seconds(setting, part))
@@ -181,19 +183,25 @@ def compare(
     backends = {"lm-eval": theirs.backend(setting), "ours": HarnessLM(ours)}
     models = {"lm-eval": theirs.models[setting["precision"]], "ours": ours.model}
     seconds: dict[str, list[float]] = {name: [] for name in backends}
+    processor: dict[str, list[float]] = {name: [] for name in backends}
     tokens, said = {}, {}
     for turn in range(repeats + 1):  # the first warms up and is not counted
         for name in list(backends)[:: 1 if turn % 2 else -1]:
             with counted(models[name]) as count:
+                before = time.process_time()
                 taken, said[name] = timed(lambda name=name: answers(backends[name], requests))  # type: ignore[misc]
+                used = time.process_time() - before
             tokens[name] = sum(count)
             if turn:
                 seconds[name].append(taken)
-    exact = theirs.backend({"experts": "eager", "precision": "float32", "batch_size": setting["batch_size"]})
+                processor[name].append(used)
+    if setting["precision"] != "float32":  # answers are compared in the precision that ours has
+        exact = theirs.backend({**setting, "precision": "float32"})
+        said["lm-eval"] = answers(exact, requests)
     return {
-        "lm-eval": asdict(Run(seconds["lm-eval"], tokens["lm-eval"], setting)),
-        "ours": asdict(Run(seconds["ours"], tokens["ours"], ours.settings())),
-        **difference(said["ours"], answers(exact, requests)),
+        "lm-eval": asdict(Run(seconds["lm-eval"], processor["lm-eval"], tokens["lm-eval"], setting)),
+        "ours": asdict(Run(seconds["ours"], processor["ours"], tokens["ours"], ours.settings())),
+        **difference(said["ours"], said["lm-eval"]),
     }
 
 
@@ -216,6 +224,7 @@ def row(name: str, found: dict[str, Any]) -> list[Any]:
         f"{theirs.median:.2f}",
         f"{ours.median:.2f}",
         f"{theirs.median / ours.median:.2f}x",
+        f"{theirs.processor / ours.processor:.2f}x",
         theirs.tokens,
         ours.tokens,
         f"{theirs.tokens / ours.tokens:.2f}x",

@@ -18,7 +18,7 @@ from tiny import tiny_tokenizer, tiny_transformer
 from mcbench.catalogue import TASKS
 from mcbench.datasets import data_folder
 from mcbench.errors import BadInput
-from mcbench.evaluation import LanguageModel
+from mcbench.evaluation import Completion, LanguageModel
 from mcbench.harness import HarnessTask
 from mcbench.model import load_model
 from mcbench.task import Scores, items_of
@@ -280,3 +280,42 @@ def test_too_few_examples_are_refused() -> None:
         official("mmlu-5shot", shots=6).evaluate(language_model(), limit=1)
     with pytest.raises(BadInput, match="'fixed' or 'drawn'"):
         official("gsm8k", examples="some")
+
+
+def test_a_tokenizer_without_special_tokens_is_enough_where_there_is_a_context() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = tokenizer.eos_token = tokenizer.pad_token = None
+    lm = LanguageModel(language_model().model, tokenizer)
+    expected, scores = (official("piqa").evaluate(each, limit=3) for each in (language_model(), lm))
+    assert [row["correct"] for row in scores.samples] == [row["correct"] for row in expected.samples]
+    assert official("gsm8k", shots=1).evaluate(lm, limit=1).n == 1
+    with pytest.raises(BadInput, match="neither BOS nor EOS"):
+        official("wikitext2-word").evaluate(lm, limit=1)
+
+
+def test_an_empty_completion_is_kept_and_wrong() -> None:
+    task = official("gsm8k")
+    (asked,) = task._ask(items_of(task)[:1])  # type: ignore[arg-type]
+    row = task._text_row(asked, Completion("", 0, "end", 0))
+    assert (row["text"], row["finish"], row["tokens"], row["correct"]) == ("", "end", 0, 0.0)
+    assert row["strict-match"] == row["flexible-extract"] == "[invalid]"
+
+
+def test_a_generation_setting_that_is_not_known_is_refused() -> None:
+    from mcbench.harness_model import generation
+
+    prompt, sampling = generation(("a", {"until": ["\n"], "temperature": 0.5, "do_sample": True}), language_model())
+    assert prompt.stop == ("\n", "</s>") and sampling is not None and sampling.temperature == 0.5
+    with pytest.raises(BadInput, match="knows no setting num_beams"):
+        generation(("a", {"until": ["\n"], "num_beams": 3}), language_model())
+
+
+def test_a_policy_that_looks_ahead_takes_the_safe_path() -> None:
+    """Every distinct text is then computed by itself, from its beginning."""
+    shared = language_model()
+    lm = LanguageModel(shared.model, shared.tokenizer, prefix_sharing=False)
+    assert lm.settings()["prefix_sharing"] == "none" and shared.settings()["prefix_sharing"] == "trie"
+    for name in ("mmlu-5shot", "gsm8k"):
+        alone, together = (official(name).evaluate(each, limit=3) for each in (lm, shared))
+        assert [row["correct"] for row in alone.samples] == [row["correct"] for row in together.samples]
+        assert alone.value == together.value and lm.fingerprint != shared.fingerprint
