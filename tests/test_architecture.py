@@ -49,6 +49,7 @@ ORDER = (
     "prefixes",
     "evaluation",
     "task",
+    "needles",
     "harness_model",
     "harness",
     "comparison",

@@ -413,7 +413,7 @@ def test_arrow_as_saved_loads_and_is_refused_when_cut(small: None, tmp_path: Pat
     write_arrow(path, PIQA)
     assert list(load("piqa", "validation", tmp_path).rows) == PIQA
     content = path.read_bytes()
-    for end in range(len(content)):
+    for end in range(0, len(content), 5):
         path.write_bytes(content[:end])
         with pytest.raises(BadInput, match="data-00000"):
             load("piqa", "validation", tmp_path)

@@ -181,8 +181,8 @@ def test_right_and_wrong_programs_are_told_apart() -> None:
     """The published solutions pass, and the same functions without a body do not."""
     if not isolation().contained:
         pytest.skip(f"this machine confines by {isolation().name} only")
-    items = task("humaneval").items()[::8]
-    rows = load("humaneval", "test").rows[::8]
+    items = task("humaneval").items()
+    rows = load("humaneval", "test").rows
     right = [f"{i.prompt}{r['canonical_solution']}\n{i.tests}\n" for i, r in zip(items, rows, strict=True)]  # type: ignore[union-attr]
     wrong = [f"{i.prompt}    return None\n{i.tests}\n" for i in items]  # type: ignore[union-attr]
     found = run_programs([*right, *wrong], cpu_seconds=3, wall_seconds=8)
