@@ -312,7 +312,7 @@ def test_a_generation_setting_that_is_not_known_is_refused() -> None:
 
 def test_a_policy_that_looks_ahead_takes_the_safe_path() -> None:
     """Every distinct text is then computed by itself, from its beginning."""
-    shared = language_model()
+    shared = reference()
     lm = LanguageModel(shared.model, shared.tokenizer, prefix_sharing=False)
     assert lm.settings()["prefix_sharing"] == "none" and shared.settings()["prefix_sharing"] == "trie"
     for name in ("mmlu-5shot", "gsm8k"):
