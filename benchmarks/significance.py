@@ -3,8 +3,8 @@
     python benchmarks/significance.py --models reference,reference-fine --out leaderboards/figures
 
 The pictures are those of MC-MoE's Figure 3. `--published` takes the statistics of every expert of Mixtral-8x7B that
-MC-MoE released, as CSV (layer, expert, act_count, act_weight_sum, eps_2bit), and shows the same of them. Of these, the
-pictures carry no numbers and the tables only summaries by layer.
+MC-MoE released, as CSV (layer, expert, act_count, act_weight_sum, eps_2bit). Of these only summaries by layer are
+shown: a picture of every expert would be a copy.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PAPER = "min-max rounding"
 SOURCE = "MC-MoE's released statistics of Mixtral-8x7B (github.com/Aaronhuang-778/MC-MoE), calibrated on C4"
 TEXT_CELL = (0.56, 0.34)  # inches of a cell with its value
 BARE_CELL = (0.24, 0.24)
-MOST_EXPERTS = 8  # with values in their cells
+MOST_EXPERTS, MOST_LAYERS = 8, 12  # with values in their cells
 SHADES = 24
 
 
@@ -185,7 +185,7 @@ def ratio(values: Array) -> float | None:
 def picture(shown: Significance, out: Path) -> None:
     """Heat maps of layers by experts; values stand in the cells of a model of our own with few experts."""
     layers, experts = shown.token_count.shape
-    written = experts <= MOST_EXPERTS and not shown.published
+    written = experts <= MOST_EXPERTS and layers <= MOST_LAYERS
     width, height = TEXT_CELL if written else BARE_CELL
     panels = 2 + len(shown.errors)
     across = 1 if experts > MOST_EXPERTS else 2 if written else panels
@@ -236,11 +236,12 @@ def short(value: float) -> str:
 
 
 def write(shown: Sequence[Significance], out: Path) -> None:
-    """A picture of each model, figures.json with the numbers, and README.md with the tables."""
+    """A picture of each model that was measured, figures.json with the numbers, and README.md with the tables."""
     if len({each.name.lower() for each in shown}) < len(shown):
         raise BadInput("two of the models have the same name, and so would their pictures; draw them one by one")
     for each in shown:
-        picture(each, out / f"significance-{each.name.lower()}.svg")
+        if not each.published:
+            picture(each, out / f"significance-{each.name.lower()}.svg")
     numbers = json.dumps([figures(each) for each in shown], indent=1)
     write_whole(out / "figures.json", f"{numbers}\n".encode())
     write_whole(out / "README.md", page(shown).encode())
@@ -337,8 +338,8 @@ def section(shown: Significance) -> str:
     text = f"{source}, {shown.tokens:,} tokens."
     if unseen := int((shown.token_count == 0).sum()):
         text += f" Experts without a token: {unseen}; their error is as if one average token had chosen them."
-    link = f"![Heat maps of {shown.name}](significance-{shown.name.lower()}.svg)"
-    return f"\n## {shown.name}\n\n{text}\n\n{link}\n\n{table(rows, headers)}"
+    link = "" if shown.published else f"![Heat maps of {shown.name}](significance-{shown.name.lower()}.svg)\n\n"
+    return f"\n## {shown.name}\n\n{text}\n\n{link}{table(rows, headers)}"
 
 
 def titles(shown: Sequence[Significance]) -> list[str]:

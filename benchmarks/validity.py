@@ -140,7 +140,10 @@ widths are paired differences to it with theirs; an asterisk marks what lies bey
 Random allocations have the mean of their differences ± their standard deviation, then the mean standard error of one
 score, then the ratio of the two: all answer the same items while the standard error allows for the choice of items, so
 the ratio errs low; five allocations give it to about a third. The mean weighs all families alike. A variant of another
-task's family, {", ".join(f"`{name}`" for name in VARIANTS)}, is shown and not counted."""
+task's family, {", ".join(f"`{name}`" for name in VARIANTS)}, is shown and not counted.
+
+How frequency, routing weight and error differ between experts is drawn in [figures](figures/README.md); what the models
+say about the methods is told in [findings](findings.md)."""
 
 
 # -- what the records say

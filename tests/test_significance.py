@@ -112,7 +112,7 @@ def test_what_is_unknown_is_blank_and_what_was_not_seen_is_said() -> None:
 
 
 def test_equal_numbers_are_equal_files_and_small_ones(tmp_path: Path) -> None:
-    large = drawn(layers=32, experts=8, published=True, origin={}, errors={"one": np.ones((32, 8))})
+    large = drawn(layers=32, experts=8, origin={}, errors={"one": np.ones((32, 8))})
     for name in ("first", "second"):
         significance.picture(large, tmp_path / name)
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
@@ -156,10 +156,9 @@ def test_published_statistics_are_summarised_and_not_copied(tmp_path: Path) -> N
     assert "MC-MoE's released statistics" in summary["source"]
     assert summary["source"] in page
     assert "No published statistics" not in page
-    texts = written(tmp_path / "out" / "significance-mixtral-8x7b.svg")
-    assert "layer 1" in texts
+    assert not list((tmp_path / "out").glob("*.svg"))
     for value in ("300.123", "1003", "10.125", "10.1"):
-        assert value not in numbers + page + " ".join(texts)
+        assert value not in numbers + page
 
 
 @pytest.mark.parametrize("leave_out", [1, 8], ids=["an expert", "everything"])
