@@ -39,7 +39,7 @@ from mcbench.model import MoEModel, load_model
 from mcbench.stats import CalibrationStats
 from mcbench.store import ExpertStore
 from mcbench.task import Scores, Task
-from mcbench.text import CalibrationData, calibration_data
+from mcbench.text import SAMPLES, CalibrationData, calibration_data
 
 METHODS = (
     "uniform",
@@ -131,18 +131,19 @@ def run(options: argparse.Namespace) -> int:
         "tasks": {task.name: task.protocol for task in tasks},
         "limit": options.limit,
         "seeds": seeds,
+        "samples": options.samples,
         "uncompressed": figures([plain]),
     }
     rows: list[dict[str, Any]] = []
     scores: dict[tuple[Case, int], dict[str, Scores]] = {}
     for seed in seeds:
-        for case, row, answers in measured(model, exam, cases(studies, budgets), seed):
+        for case, row, answers in measured(model, exam, cases(studies, budgets), seed, options.samples):
             scores[case, seed] = answers
             rows.append({"study": case.study, "name": case.name, "bits": case.bits, "seed": seed, **row})
             short = figures([answers])
             print(f"{seed} {case.study} {case.bits:g} {case.name}: {short['perplexity']:.4f}", flush=True)  # noqa: T201
         if "why" in studies:
-            found.setdefault("why", []).append(why(model, seed))
+            found.setdefault("why", []).append(why(model, seed, options.samples))
     found["rows"] = rows
     found["summary"] = list(summaries(scores, seeds))
     write_whole(options.out, (json.dumps(found, indent=1) + "\n").encode())
@@ -176,14 +177,14 @@ class Exam:
 
 
 def measured(
-    model: MoEModel, exam: Exam, wanted: Sequence[Case], seed: int
+    model: MoEModel, exam: Exam, wanted: Sequence[Case], seed: int, samples: int = SAMPLES
 ) -> Iterator[tuple[Case, dict[str, Any], dict[str, Scores]]]:
     """Every case that has a point at its budget, with its sizes and its answers."""
     shared: dict[tuple[str, str], list[Case]] = {}
     for case in wanted:
         shared.setdefault((str(compose(case.method).owner("quantize")), case.text), []).append(case)
     for (_, text), members in shared.items():
-        data = calibration_text(model, text, seed)
+        data = calibration_text(model, text, seed, samples)
         composed = {case: compose(case.method, seed=seed) for case in members}
         quantizer = composed[members[0]].owner("quantize")
         store = ExpertStore(model, data, quantizer.method, str(quantizer), WIDTHS)
@@ -211,10 +212,10 @@ def _row(allocation: BitAllocation, label: float, stored: float, answers: Mappin
     }
 
 
-def calibration_text(model: MoEModel, text: str, seed: int) -> CalibrationData:
+def calibration_text(model: MoEModel, text: str, seed: int, samples: int = SAMPLES) -> CalibrationData:
     """The mixture, or text of one domain alone."""
     if text == MIXTURE:
-        return calibration_data(model, seed=seed)
+        return calibration_data(model, samples=samples, seed=seed)
     import random
 
     from mcbench.reference import world as told
@@ -226,15 +227,15 @@ def calibration_text(model: MoEModel, text: str, seed: int) -> CalibrationData:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{text}.jsonl"
         path.write_text("".join(json.dumps({"text": each.text}) + "\n" for each in documents))
-        return replace(calibration_data(model, path, seed=seed), source=text)
+        return replace(calibration_data(model, path, samples=samples, seed=seed), source=text)
 
 
-def why(model: MoEModel, seed: int) -> dict[str, float]:
+def why(model: MoEModel, seed: int, samples: int = SAMPLES) -> dict[str, float]:
     """Rank correlation over experts, within their layer, of a cost with the damage that 2 bits do to the output.
 
     The damage is the KL divergence of the model's output when that expert alone has 2 bits by the final quantiser.
     """
-    data = calibration_data(model, seed=seed)
+    data = calibration_data(model, samples=samples, seed=seed)
     quantizer = compose("gptq+uniform").owner("quantize")
     store = ExpertStore(model, data, quantizer.method, str(quantizer), WIDTHS)
     needs = (
@@ -535,6 +536,7 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--studies", default=",".join(STUDIES), help="by commas")
     runs.add_argument("--bits", default=BITS, help="the papers' labels by commas, of the study of allocations")
     runs.add_argument("--seeds", default="0,1,2", help="of the calibration text, by commas")
+    runs.add_argument("--samples", type=int, default=SAMPLES, help="sequences of calibration text")
     runs.add_argument("--tasks", default=TASKS)
     runs.add_argument("--limit", type=int, default=None, help="items a task")
     runs.add_argument("--runs", type=Path, default=Path("runs/findings"), help="where answers are kept")

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny import tiny_folder
 
 from mcbench.composition import compose
+from mcbench.model import load_model
 from mcbench.task import Scores
 
 ROOT = Path(__file__).parents[1]
@@ -76,8 +78,19 @@ def test_the_methods_of_every_study_compose() -> None:
 
 
 def test_a_small_study_runs_resumes_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["run", "--studies", "allocation,why", "--bits", "2.05", "--seeds", "0", "--limit", "3"]
-    arguments += ["--tasks", "mini-perplexity,mini-piqa", "--runs", str(tmp_path / "runs")]
+    folder = str(tiny_folder(tmp_path / "tiny"))
+    bits = f"{load_model(folder).weight_count().label(2.0):.4f}"
+    arguments = ["run", "--model", folder, "--studies", "allocation,why", "--bits", bits, "--seeds", "0,1"]
+    arguments += [
+        "--samples",
+        "2",
+        "--limit",
+        "2",
+        "--tasks",
+        "mini-perplexity,mini-piqa",
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
     assert findings.main([*arguments, "--out", str(tmp_path / "one.json")]) == 0
     assert findings.main([*arguments, "--out", str(tmp_path / "two.json")]) == 0
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
@@ -87,7 +100,7 @@ def test_a_small_study_runs_resumes_and_is_told(tmp_path: Path, capsys: pytest.C
     uniform = next(row for row in one["summary"] if row["name"] == "uniform")
     assert "uniform" not in uniform["differences"]
     assert findings.main(["tell", str(tmp_path / "one.json"), "--out", str(tmp_path)]) == 0
-    page = (tmp_path / "reference.md").read_text()
+    page = (tmp_path / "tiny.md").read_text()
     assert "| output-kl" in page
     assert "PMQ's product, as released" in page
     capsys.readouterr()
