@@ -116,7 +116,7 @@ def card(name: str, record: Record, load: Mapping[str, Any]) -> str:
             "## What it scores in 16 bits",
             "",
             "Held-out items, with standard errors. Training and its recipe were chosen on development items, made of",
-            "other facts. Crowded BoolQ-like passages and needles of 2048 and 3800 tokens were added when reference-fine",
+            "other facts. Crowded BoolQ-like passages and needles beyond 1024 tokens were added when reference-fine",
             "had answered all test items of the former, easier kind.",
             "",
             pipe_table(["family", "metric", "score", "n", "chance", "stands for"], scores),
