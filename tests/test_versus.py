@@ -17,7 +17,7 @@ from scipy import stats
 from mcbench.allocation import BitAllocation
 from mcbench.cli import main
 from mcbench.errors import BadInput, UnknownName
-from mcbench.record import FILE_NAME, Record
+from mcbench.record import FILE_NAME, SCHEMA, Record
 from mcbench.uncertainty import score_interval
 from mcbench.versus import Comparison, compare, table
 
@@ -241,7 +241,7 @@ def test_samples_that_are_not_those_of_the_record_are_refused(tmp_path: Path, da
     ("damage", "reason"),
     [
         (lambda text: text.replace('"seed": 0', '"seed": 1', 1), "changed after it was written"),
-        (lambda text: text.replace('"schema": 1', '"schema": 99', 1), "of schema 99"),
+        (lambda text: text.replace(f'"schema": {SCHEMA}', '"schema": 99', 1), "of schema 99"),
         (lambda text: text[:200], "damaged or cut short"),
     ],
     ids=["edited", "newer", "truncated"],
