@@ -333,7 +333,7 @@ class LanguageModel:
         copies = sampling.samples if sampling else 1
         encoded = self._encode([p.text for p in prompts])
         kept = [self._fit_prompt(ids, p.max_new_tokens) for ids, p in zip(encoded, prompts, strict=True)]
-        for beginning, members in self._beginnings(kept):
+        for beginning, members in self._beginnings(kept, [prompt.max_new_tokens for prompt in prompts]):
             # rows that stop at about the same time share a batch: by allowance first, then by length
             order = sorted(members, key=lambda i: (-prompts[i].max_new_tokens, -len(kept[i]), i))
             size = [
@@ -355,14 +355,24 @@ class LanguageModel:
                     answer[i].append(Completion(text, len(ids), finish, len(encoded[i]) - len(kept[i])))
                 yield answer
 
-    def _beginnings(self, prompts: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
-        """Groups of prompts with the number of tokens that all of a group begin with, 0 where that is not used."""
+    def _beginnings(self, prompts: Sequence[Sequence[int]], allowance: Sequence[int]) -> list[tuple[int, list[int]]]:
+        """Groups of prompts with the number of tokens that all of a group begin with, 0 where that is not used.
+
+        A group of its own is written in batches of its own, which takes a forward for each new token: what it saves
+        must be worth that, unless it holds every prompt.
+        """
         alone: list[int] = []
         groups: list[tuple[int, list[int]]] = []
         for node in plan(prompts, "one level") if self.sharing == "trie" else []:
-            if node.children:  # every prompt keeps a token of its own, whose logits choose the first new one
-                shortest = min(len(prompts[at]) for at in node.members)
-                groups.append((min(node.end, shortest - 1), sorted(node.members)))
+            if not node.children:
+                alone += node.members
+                continue
+            # every prompt keeps a token of its own, whose logits choose the first new one
+            shared = min(node.end, min(len(prompts[at]) for at in node.members) - 1)
+            saved = shared * (len(node.members) - 1)
+            cost = PADDING * max(allowance[at] for at in node.members)
+            if saved >= cost or len(node.members) == len(prompts):
+                groups.append((shared, sorted(node.members)))
             else:
                 alone += node.members
         return [*groups, (0, sorted(alone) if self.sharing == "trie" else list(range(len(prompts))))]
