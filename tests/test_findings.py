@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from scripts import script
 from tiny import tiny_folder
 
 from mcbench.composition import compose
@@ -20,16 +18,7 @@ from mcbench.task import Scores
 ROOT = Path(__file__).parents[1]
 
 
-def _script() -> Any:
-    spec = importlib.util.spec_from_file_location("findings", ROOT / "benchmarks" / "findings.py")
-    assert spec
-    assert spec.loader
-    module = sys.modules["findings"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-findings = _script()
+findings = script("findings")
 
 
 def right(*values: float) -> Scores:

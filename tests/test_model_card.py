@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from scripts import script
 
 from mcbench.reference import model_names
 
@@ -16,16 +14,7 @@ ROOT = Path(__file__).parents[1]
 BOARD = ROOT / "leaderboards"
 
 
-def _script() -> Any:
-    spec = importlib.util.spec_from_file_location("model_card", ROOT / "benchmarks" / "model_card.py")
-    assert spec
-    assert spec.loader
-    module = sys.modules["model_card"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-model_card = _script()
+model_card = script("model_card")
 
 
 def sources(name: str) -> list[str]:

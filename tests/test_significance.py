@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from scripts import script
 from tiny import tiny_folder
 
 from mcbench.errors import BadInput
@@ -21,16 +20,7 @@ ROOT = Path(__file__).parents[1]
 RELEASED = ROOT.parent / "shared" / "published" / "mcmoe_release" / "expert_stats.csv"
 
 
-def _script() -> Any:
-    spec = importlib.util.spec_from_file_location("significance", ROOT / "benchmarks" / "significance.py")
-    assert spec
-    assert spec.loader
-    module = sys.modules["significance"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-significance = _script()
+significance = script("significance")
 
 
 def drawn(layers: int = 3, experts: int = 6, **changed: Any) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from records import sample_perplexity, sample_record, sample_result, with_bits
+from scripts import script
 
 from mcbench.allocation import BitAllocation
 from mcbench.errors import BadInput
@@ -21,16 +20,7 @@ from mcbench.record import FILE_NAME, Record, Result
 ROOT = Path(__file__).parents[1]
 
 
-def _script() -> Any:
-    spec = importlib.util.spec_from_file_location("validity", ROOT / "benchmarks" / "validity.py")
-    assert spec
-    assert spec.loader
-    module = sys.modules["validity"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-validity = _script()
+validity = script("validity")
 LOST = {4: 0.0, 3: 0.01, 2: 0.1, 1: 0.4}  # of a share, at uniform widths
 
 
