@@ -25,6 +25,7 @@ from tabulate import tabulate
 from mcbench.calibration import calibrate
 from mcbench.composition import compose
 from mcbench.errors import BadInput
+from mcbench.fidelity import gini
 from mcbench.files import write_whole
 from mcbench.model import load_model
 from mcbench.reference.curve import drawing
@@ -143,13 +144,6 @@ def published(path: Path) -> Significance:
 
 
 # ---- figures
-
-
-def gini(load: Array) -> float:
-    """Gini coefficient of a load over n experts: 0 when it is even, (n - 1) / n when one expert bears all of it."""
-    x = np.sort(np.asarray(load, float))
-    n = len(x)
-    return float(((2 * np.arange(1, n + 1) - n - 1) * x).sum() / (n * x.sum()))
 
 
 def entropy(load: Array) -> float:

@@ -77,7 +77,7 @@ def evidence(ours: Sequence[Row], theirs: Sequence[Row], protocol: str) -> Evide
 
 def same_answers(ours: Sequence[Row], theirs: Sequence[Row]) -> float | None:
     """The share of samples answered in the same way, right or wrong; None where a sample is no answer."""
-    key = next((key for key in ("answer", "completions") if key in ours[0]), None)
+    key = next((key for key in ("answer", "completions") if key in ours[0] and key in theirs[0]), None)
     return None if key is None else sum(a[key] == b[key] for a, b in zip(ours, theirs, strict=True)) / len(ours)
 
 
@@ -86,7 +86,7 @@ def choice_divergence(ours: Sequence[Row], theirs: Sequence[Row]) -> float | Non
 
     The distributions are the choices' likelihoods made to sum to one. None where there are no choices.
     """
-    if "loglikelihoods" not in ours[0]:
+    if "loglikelihoods" not in ours[0] or "loglikelihoods" not in theirs[0]:
         return None
     return math.fsum(
         _divergence(_log_shares(b["loglikelihoods"]), _log_shares(a["loglikelihoods"]))

@@ -27,8 +27,10 @@ from mcbench.record import FILE_NAME, Record, Result
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from mcbench.compression import CompressedModel, Sizes
+    from mcbench.fidelity import Reading
     from mcbench.model import MoEModel
     from mcbench.policy import RoutingPolicy
     from mcbench.routing import PairCounts
@@ -115,6 +117,9 @@ class Bench:
     def __init__(self, moe: MoEModel, exam: Exam) -> None:
         self.moe, self.exam, self.digest = moe, exam, moe.digest()
         self._before: Answers | None = None
+        self._text = ""  # what is read for the distance to the uncompressed model
+        self._windows: tuple[Tensor, ...] | None = None
+        self._reading: Reading | None = None
         self._texts: dict[tuple[str | None, int | None, int | None, int], CalibrationData] = {}
         self._stores: dict[tuple[str, str, tuple[int, ...]], ExpertStore] = {}
         self._measured: dict[tuple[object, ...], Any] = {}
@@ -168,8 +173,9 @@ class Bench:
         seeded = f" seed {seed}" if seed else ""  # where the seed changes nothing, each record has its own place
         with clock.stage("evaluate 16 bits"):
             before = self.baseline()
+            self._read_original()
         with ExitStack() as stack:
-            learnt, after, routing = None, before, None
+            learnt, after, routing, policy = None, before, None, None
             if budget is not None:
                 assert data is not None
                 with clock.stage("calibrate"):
@@ -192,8 +198,36 @@ class Bench:
                     title = f"{composition} {budget.asked if budget else 16:g}{seeded}"
                     pruned = self.exam.take(moe, learnt.identity, title, policy)
                 routing, after = _routing(policy, moe, learnt, pruned, after), pruned
-            record = _record(composition, moe, learnt, before, after, clock, seed, command, routing)
+            with clock.stage("fidelity"):
+                distance = self._fidelity(learnt.identity, policy) if after is not before else None
+            record = _record(composition, moe, learnt, before, after, clock, seed, command, routing, distance)
         return record, record.save(after.folder / FILE_NAME)
+
+    def _read_original(self) -> None:
+        """Lets the model, which is uncompressed now, read the text of the first task that has one."""
+        from mcbench.fidelity import read, windows_of
+        from mcbench.items import TextItem
+        from mcbench.task import items_of
+
+        if self._windows is not None:
+            return
+        self._windows = ()
+        for task in self.exam.tasks:
+            texts = [item.text for item in items_of(task) if isinstance(item, TextItem)]
+            if texts and (windows := windows_of(self.moe, texts)):
+                self._windows, self._text = windows, task.protocol
+                self._reading = read(self.moe, windows)
+                return
+
+    def _fidelity(self, identity: str, policy: RoutingPolicy | None) -> recorded.Fidelity | None:
+        """How far the model, as it is now, is from the uncompressed one; None where no task has a text."""
+        from mcbench.fidelity import fidelity, read
+
+        if self._reading is None or not self._windows:
+            return None
+        with policy.applied(self.moe, identity) if policy is not None else ExitStack():
+            there = read(self.moe, self._windows)
+        return fidelity(self._reading, there, self.moe.experts, self._text)
 
     def _calibrate(
         self, composition: Composition, data: CalibrationData, budget: BitBudget
@@ -538,6 +572,7 @@ def _record(
     seed: int,
     command: Sequence[str],
     routing: recorded.Routing | None,
+    distance: recorded.Fidelity | None,
 ) -> Record:
     import torch
 
@@ -593,6 +628,7 @@ def _record(
         isolation=after.isolation,
         stages=clock.seconds,
         routing=routing,
+        fidelity=distance,
         command=tuple(command),
     )
 

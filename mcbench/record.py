@@ -14,7 +14,7 @@ import os
 import platform
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,9 +23,9 @@ from typing import Any, Literal, TypeVar
 from mcbench.allocation import BitAllocation, WeightCount
 from mcbench.errors import BadInput
 from mcbench.files import write_whole
-from mcbench.task import Estimate, Scores
+from mcbench.task import Estimate, Row, Scores
 
-SCHEMA = 2
+SCHEMA = 3
 FILE_NAME = "record.json"
 PACKAGES = ("mcbench", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pulp", "highspy", "hqq")
 
@@ -157,7 +157,10 @@ class Result:
 
     `baseline` is the value of the uncompressed model on the same items; `difference` is `value` minus that, with the
     standard error of the paired difference; `lost` and `gained` count the items right in one of the two only.
-    `samples` names the file of samples beside the record.
+    `samples` names the file of samples beside the record. `outcomes` has a number for each item, in the order of the
+    items: whether it was right (the estimate where it was tried several times), or the nats that a window costs;
+    `weights` the tokens of each window; `clusters` numbers the text or passage that an item comes from, where items
+    share some. With them a record can be paired with another when its samples are not at hand.
     """
 
     task: str
@@ -183,6 +186,23 @@ class Result:
     also: Mapping[str, Estimate] = field(default_factory=dict)
     groups: Mapping[str, Estimate] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    outcomes: tuple[float, ...] = ()
+    weights: tuple[int, ...] = ()
+    clusters: tuple[int, ...] = ()
+
+    def rows(self) -> list[Row]:
+        """The samples as far as the record holds them; none where it was written without."""
+        clusters = self.clusters or range(len(self.outcomes))
+        if self.weights:
+            return [
+                {"id": text, "loss": loss, "tokens": tokens}
+                for text, loss, tokens in zip(clusters, self.outcomes, self.weights, strict=True)
+            ]
+        passages = map(str, self.clusters) if self.clusters else [""] * len(self.outcomes)
+        return [
+            {"id": at, "correct": score, "passage": passage}
+            for at, (score, passage) in enumerate(zip(self.outcomes, passages, strict=True))
+        ]
 
     @classmethod
     def of(cls, scores: Scores, baseline: Scores | None = None, *, counterpart: str = "", samples: str = "") -> Result:
@@ -191,7 +211,11 @@ class Result:
 
         delta = difference(scores, baseline) if baseline is not None else None
         names = {f.name for f in dataclasses.fields(cls)} - {"samples"}
+        outcomes, weights, clusters = _outcomes(scores.samples)
         return cls(
+            outcomes=outcomes,
+            weights=weights,
+            clusters=clusters,
             **{name: getattr(scores, name) for name in names if hasattr(scores, name)},
             counterpart=counterpart,
             samples=samples,
@@ -201,6 +225,45 @@ class Result:
             lost=delta.lost if delta else None,
             gained=delta.gained if delta else None,
         )
+
+
+def _outcomes(rows: Sequence[Row]) -> tuple[tuple[float, ...], tuple[int, ...], tuple[int, ...]]:
+    """What `Result` keeps of the samples: outcomes, weights, clusters."""
+    if not rows:
+        return (), (), ()
+    losses = "loss" in rows[0]
+    outcomes = tuple(float(row["loss" if losses else "correct"]) for row in rows)
+    weights = tuple(int(row["tokens"]) for row in rows) if losses else ()
+    names = [row["id"] if losses else row.get("passage") or at for at, row in enumerate(rows)]
+    place = {name: at for at, name in enumerate(dict.fromkeys(names))}
+    clusters = tuple(place[name] for name in names) if len(place) < len(names) else ()
+    return outcomes, weights, clusters
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How far the model is from the uncompressed one on the same tokens, whatever a task makes of it.
+
+    text: protocol of the task whose text was read; the first `windows` of it, `tokens` in all. divergence:
+    Kullback-Leibler divergence of the next-token distribution from the uncompressed one, nats per token, with its
+    standard error over windows. top_1, top_5: share of tokens whose likeliest token is the same, and mean share of the
+    five likeliest that both have. Layer by layer: expert_overlap, the mean share of the experts that the uncompressed
+    router chose which this one chooses too; load_entropy, of the shares of tokens over experts divided by the largest
+    possible; load_gini, their inequality; each of the latter beside that of the uncompressed model.
+    """
+
+    text: str
+    windows: int
+    tokens: int
+    divergence: float
+    divergence_error: float | None
+    top_1: float
+    top_5: float
+    expert_overlap: tuple[float, ...]
+    load_entropy: tuple[float, ...]
+    load_gini: tuple[float, ...]
+    original_load_entropy: tuple[float, ...]
+    original_load_gini: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -240,7 +303,8 @@ class Record:
     baseline: the fingerprint of the uncompressed model that the results are compared with; empty without one.
     fingerprint: that of the model evaluated: weights, tokenizer, precision and way of computing.
     isolation: how generated programs were confined; empty where none ran. stages: seconds by stage of the run.
-    routing: what a routing policy did; None where the router alone decides.
+    routing: what a routing policy did; None where the router alone decides. fidelity: the distance to the uncompressed
+    model over tokens; None for that model itself, and where no task reads text.
     """
 
     method: str
@@ -260,6 +324,7 @@ class Record:
     isolation: str = ""
     stages: Mapping[str, float] = field(default_factory=dict)
     routing: Routing | None = None
+    fidelity: Fidelity | None = None
     command: tuple[str, ...] = ()
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -321,9 +386,11 @@ class _Misfit(Exception):
 # what brings the contents of a schema to the next one
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda content: content,  # before there were routing policies
+    2: lambda content: content,  # before records held the outcome of every item, and fidelity
 }
 # fields of a record that later schemas added: left out where they are None, so that older records keep their digest
-_ADDED = ("routing",)
+_ADDED = ("routing", "fidelity")
+_ADDED_TO_RESULT = ("outcomes", "weights", "clusters")  # likewise, where they are empty
 
 
 def _content(text: str, where: str) -> dict[str, Any]:
@@ -362,6 +429,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Record):
         fields = [f.name for f in dataclasses.fields(value)]
         return {n: _plain(getattr(value, n)) for n in fields if n not in _ADDED or getattr(value, n) is not None}
+    if isinstance(value, Result):
+        fields = [f.name for f in dataclasses.fields(value)]
+        plain = {n: _plain(getattr(value, n)) for n in fields if n not in _ADDED_TO_RESULT or getattr(value, n)}
+        if value.outcomes and set(value.outcomes) <= {0.0, 1.0}:
+            plain["outcomes"] = "".join(str(int(outcome)) for outcome in value.outcomes)
+        return plain
     if dataclasses.is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Estimate):
@@ -407,6 +480,10 @@ def _read(kind: Any, value: Any, at: str) -> Any:
 def _read_fields(kind: Any, value: Any, at: str) -> Any:
     _expect(isinstance(value, dict), value, at)
     value = {**dict.fromkeys(_ADDED), **value} if kind is Record else value
+    if kind is Result:
+        value = {**{key: [] for key in _ADDED_TO_RESULT}, **value}
+        if isinstance(text := value["outcomes"], str):
+            value["outcomes"] = [float(_expect(digit in "01", digit, f"{at}.outcomes")) for digit in text]
     hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if typing.get_origin(hint) is not type}
     for name in (*(n for n in hints if n not in value), *(n for n in value if n not in hints)):
         raise _Misfit(f"{'.'.join(filter(None, (at, name)))} is {'unknown' if name in value else 'missing'}")

@@ -27,6 +27,7 @@ from mcbench.report import aligned, bit_figure, is_share, metric_name, note
 from mcbench.task import Row, load_samples
 from mcbench.uncertainty import Evidence, Interval, holm, mean_interval, sign_flip_test
 
+MOST_LAYERS = 8  # whose share of experts is printed; every layer's stands in the record
 SAME_VALUE = 1e-9  # relative: a score and what its samples give; both are sums of the same numbers
 
 
@@ -129,6 +130,7 @@ class Comparison:
                     "overall": _plain(other.overall),
                     "kinds": {kind: _plain(mean) for kind, mean in other.kinds.items()},
                     "tasks": [_plain(contrast) for contrast in other.contrasts],
+                    "fidelity": _plain(other.run.record.fidelity),
                 }
                 for other in self.others
             ],
@@ -215,6 +217,8 @@ def table(comparison: Comparison) -> str:
         letter = ascii_uppercase[at] if at < len(ascii_uppercase) else f"run {at + 1}"
         blocks += [f"{letter}  {other.run}", _differences(comparison, other, letter)]
         blocks += [block for block in (_kinds(other), _agreement(other)) if block]
+    if fidelity := _fidelity(comparison):
+        blocks.append(fidelity)
     if comparison.spreads:
         blocks.append(_seeds(comparison.spreads))
     blocks.append("\n".join(_remarks(comparison, first)))
@@ -266,21 +270,28 @@ def _samples(run: Run, task: str) -> list[Row]:
     result = _result(run, task)
     path = run.folder / result.samples
     if not result.samples or not path.is_file():
-        raise BadInput(
-            f"the samples of {task!r} are not beside the record of {run.name!r}, so nothing can be paired; "
-            "name the folder that the run wrote"
-        )
+        if not result.outcomes:
+            raise BadInput(
+                f"the samples of {task!r} are neither in the record of {run.name!r} nor beside it, so nothing can be "
+                "paired; name the folder that the run wrote"
+            )
+        return _checked(result.rows(), result, f"the outcomes of {task!r} in the record {run.name!r}")
     owner, rows = load_samples(path)
     for key, expected in (("protocol", result.protocol), ("model", run.record.fingerprint)):
         if owner.get(key) != expected:
             raise BadInput(f"the samples {str(path)!r} belong to another {key} than the record beside them")
+    return _checked(rows, result, f"the samples {str(path)!r}")
+
+
+def _checked(rows: list[Row], result: Result, where: str) -> list[Row]:
+    """The samples, where they give what the result says; BadInput where not."""
     try:
         value = _value(rows)
     except (LookupError, TypeError, ValueError, ArithmeticError):
-        raise BadInput(f"the samples {str(path)!r} are damaged; run it again") from None
+        raise BadInput(f"{where} are damaged; run it again") from None
     if len(rows) != result.n or result.value is None or not math.isclose(value, result.value, rel_tol=SAME_VALUE):
         raise BadInput(
-            f"the samples {str(path)!r} give {value:g} over {len(rows)}, the record {result.value:g} over {result.n}: "
+            f"{where} give {value:g} over {len(rows)}, the record {result.value:g} over {result.n}: "
             "one of them was changed"
         )
     return rows
@@ -414,6 +425,32 @@ def _agreement(other: Versus) -> str:
     return aligned(["agreement", "same answer %", "divergence"], rows, left=1) if rows else ""
 
 
+def _fidelity(comparison: Comparison) -> str:
+    """How far each run is from the uncompressed model, over tokens and in its routing, as its record says."""
+    rows = []
+    for letter, run in zip(ascii_uppercase, [comparison.reference, *(o.run for o in comparison.others)], strict=False):
+        if (found := run.record.fidelity) is None:
+            continue
+        rows.append(
+            [
+                letter,
+                f"{found.divergence:.4f}"
+                + ("" if found.divergence_error is None else f" ± {found.divergence_error:.4f}"),
+                f"{100 * found.top_1:.1f}",
+                f"{100 * found.top_5:.1f}",
+                " ".join(f"{100 * share:.0f}" for share in found.expert_overlap[:MOST_LAYERS]),
+                f"{_middle(found.load_entropy):.3f} of {_middle(found.original_load_entropy):.3f}",
+                f"{_middle(found.load_gini):.3f} of {_middle(found.original_load_gini):.3f}",
+            ]
+        )
+    heads = ["from 16 bits", "KL, nats", "top-1 %", "top-5 %", "same experts %", "entropy", "Gini"]
+    return aligned(heads, rows, left=1) if rows else ""
+
+
+def _middle(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else 0.0
+
+
 def _seeds(spreads: Sequence[Spread]) -> str:
     rows = [
         [
@@ -433,6 +470,8 @@ def _remarks(comparison: Comparison, first: Versus) -> list[str]:
         note("interval", "of each difference by itself"),
         note("p", f"McNemar's exact test or sign flips by cluster; Holm's correction for all {comparison.tests}"),
     ]
+    if any(run.record.fidelity for run in (comparison.reference, *(other.run for other in comparison.others))):
+        lines.append(note("from 16 bits", "KL, likeliest tokens, experts by layer, load of experts (mean over layers)"))
     if any(c.same_answers is not None for c in first.contrasts):
         lines.append(note("agreement", "share answered as A does, right or wrong; divergence over choices in nats"))
     for c in first.contrasts:

@@ -61,6 +61,7 @@ ORDER = (
     "scoring",
     "compression",
     "record",
+    "fidelity",
     "report",
     "leaderboard",
     "versus",

@@ -253,11 +253,28 @@ def test_a_record_that_is_not_whole_is_refused(tmp_path: Path, damage: Any, reas
         compare([first, second])
 
 
-def test_samples_that_are_not_there_are_asked_for(tmp_path: Path) -> None:
+def test_records_without_their_samples_compare_as_with_them(tmp_path: Path) -> None:
+    passages = [f"text {at // 4}" for at in range(100)]
+    given = {PIQA: quiz(0, 0), MMLU: quiz(0, 0, passages), "mini-perplexity": windows([2.0] * 40)}
+    taken = {PIQA: quiz(12, 2), MMLU: quiz(9, 4, passages), "mini-perplexity": windows([2.1, 2.3] * 20)}
+    first, second = write_run(tmp_path / "a", given, uncompressed=True), write_run(tmp_path / "b", taken)
+    (beside,) = compare([first, second]).others
+    for run in (first, second):
+        for path in run.glob("*.jsonl"):
+            path.unlink()
+    (alone,) = compare([first, second]).others
+    for one, other in zip(beside.contrasts, alone.contrasts, strict=True):
+        for name in ("difference", "interval", "lost", "gained", "p", "clusters", "n"):
+            assert getattr(one, name) == getattr(other, name), name
+
+
+def test_samples_that_are_nowhere_are_asked_for(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", {PIQA: quiz(0, 0)})
+    record = Record.load(first)
+    bare = [dataclasses.replace(result, outcomes=(), weights=(), clusters=()) for result in record.results]
     (tmp_path / "b").mkdir()
-    (first / FILE_NAME).rename(tmp_path / "b" / FILE_NAME)
-    with pytest.raises(BadInput, match="samples of 'mini-piqa' are not beside the record"):
+    dataclasses.replace(record, results=tuple(bare)).save(tmp_path / "b" / FILE_NAME)
+    with pytest.raises(BadInput, match="samples of 'mini-piqa' are neither in the record"):
         compare([tmp_path / "b", tmp_path / "b"])
 
 
