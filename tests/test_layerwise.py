@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from test_store import Rounding, text
-from tiny import tiny_mixtral, tiny_model
+from tiny import tiny_folder, tiny_mixtral, tiny_model
 from torch import Tensor
 
 from mcbench.activations import Activations
@@ -21,9 +21,13 @@ from mcbench.composition import METHODS, compose
 from mcbench.compression import compress
 from mcbench.errors import BadInput, UnknownName
 from mcbench.layerwise import LayerwiseStore
+from mcbench.leaderboard import render, tabulate_records
 from mcbench.model import MoEModel
+from mcbench.pipeline import run
 from mcbench.quantization import QuantizedTensor
+from mcbench.record import Record
 from mcbench.store import PROJECTIONS, ExpertStore
+from mcbench.sweep import Grid, plan, report, sweep
 from mcbench.text import CalibrationData
 
 # dense layers below, shared experts inside and beside, biases, no attention in places, layers that cannot be resumed
@@ -264,3 +268,51 @@ def test_the_mode_stands_in_the_method_string() -> None:
         compose("pmq+rtn(inputs=quantized)")
     with pytest.raises(BadInput, match="'original' or 'quantized'"):
         compose("pmq+gptq(inputs=both)")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("layerwise")
+    (folder / "text.txt").write_text("red green blue seven of " * 400)
+    model = str(tiny_folder(folder / "tiny", max_position_embeddings=1024))
+    calibration = {"calibration": str(folder / "text.txt"), "samples": 8, "length": 64}
+    return {"model": model, "tasks": "mini-perplexity,mini-piqa", "limit": 4, **calibration}
+
+
+def test_a_sweep_gives_each_cell_what_its_run_alone_gives_and_goes_on_where_it_was_killed(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = ("pmq", "pmq+gptq(inputs=quantized)")
+    grid = Grid(methods=methods, expert_bits=(1.5, 2.0), **settings)
+    planned = plan(grid, out=tmp_path / "swept")
+    assert planned.layerwise == 2 and "2 cells quantise anew" in report(planned.outcomes, planned)
+    original, calls = MoEModel.run_decoders, 0
+
+    def killed(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MoEModel, "run_decoders", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(grid, out=tmp_path / "swept")
+    done = [Record.load(outcome.record) for outcome in sweep(grid, out=tmp_path / "swept")]
+    assert [record.method for record in done] == ["pmq+gptq"] * 2 + ["pmq+gptq(inputs=quantized)"] * 2
+    for record in done:
+        alone = run(record.method, expert_bits=record.bits.asked, out=tmp_path / "alone", **settings)
+        assert record.fingerprint == alone.fingerprint and record.fallbacks == alone.fallbacks
+        assert [r.value for r in record.results] == [r.value for r in alone.results]
+    for usual, layered in zip(done[:2], done[2:], strict=True):
+        assert usual.allocation == layered.allocation and usual.fingerprint != layered.fingerprint
+        assert layered.parts[1].parameters["inputs"] == "quantized"
+    (table,), _ = tabulate_records([whole(record) for record in done])
+    named = [line.split("|")[1].strip() for line in render([table])["README.md"].splitlines() if "pmq" in line]
+    assert sorted(set(named)) == sorted({record.method for record in done}) and len(named) == 2 * len(done)
+
+
+def whole(record: Record) -> Record:
+    """The record as if no item had been left out."""
+    return dataclasses.replace(record, results=tuple(dataclasses.replace(r, partial=False) for r in record.results))
