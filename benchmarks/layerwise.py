@@ -3,8 +3,8 @@
     python benchmarks/layerwise.py [--models NAMES] [--out FOLDER] [--results FILE]
 
 Each method is run twice on each model, with `gptq` and with `gptq(inputs=quantized)`, at one budget. Differences are
-paired, item by item: positive means that layer by layer scores higher (for perplexity: worse). What a run has finished
-lies under --out and is not done again.
+paired, item by item: positive means that layer by layer scores higher (for perplexity: worse); p_holm corrects for the
+tasks of one row. What a run has finished lies under --out and is not done again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ def measured(model: str, method: str, out: Path) -> dict[str, Any]:
         "label_bits": original.bits.label,
         "stored_bits": [original.bits.stored, quantized.bits.stored],
         "same_widths": original.allocation == quantized.allocation,
-        "compress_seconds": [original.stages["compress"], quantized.stages["compress"]],
         "threads": original.environment.threads,
         "tasks": [
             {

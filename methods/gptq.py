@@ -33,7 +33,8 @@ class GPTQ(Method):
     inputs: whose inputs the Hessians are made of. "original" takes those of the model as it is, so every expert is
         quantised once and serves every allocation. "quantized" takes those of the model whose earlier layers are
         quantised already, at their allocated widths, as the paper and MC-MoE's release do: each run quantises for
-        itself. What the allocation is decided by comes from the original model either way
+        itself. What the allocation is decided by comes from the original model either way. On the reference models
+        the two hardly differ (benchmarks/layerwise.py)
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2210.17323"
