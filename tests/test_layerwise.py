@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from test_store import Rounding, text
-from tiny import tiny_folder, tiny_mixtral, tiny_model
+from tiny import tiny_folder, tiny_mixtral, tiny_model, tiny_text
 from torch import Tensor
 
 from mcbench.activations import Activations
@@ -273,9 +273,8 @@ def test_the_mode_stands_in_the_method_string() -> None:
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("layerwise")
-    (folder / "text.txt").write_text("red green blue seven of " * 400)
     model = str(tiny_folder(folder / "tiny", max_position_embeddings=1024))
-    calibration = {"calibration": str(folder / "text.txt"), "samples": 8, "length": 64}
+    calibration = {"calibration": str(tiny_text(folder)), "samples": 8, "length": 64}
     return {"model": model, "tasks": "mini-perplexity,mini-piqa", "limit": 4, **calibration}
 
 
