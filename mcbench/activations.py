@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -63,7 +63,7 @@ class Activations:
     ) -> None:
         self.model, self.data = model, data
         self.memory_bytes = available_memory_bytes() // 3 if memory_bytes is None else memory_bytes
-        self.batch_sequences = max(1, batch_tokens // max(1, data.input_ids.shape[1]))
+        self.batch_sequences = sequences_at_once(data, batch_tokens)
         self.passes = 0
         self._layers: dict[int, LayerInputs] = {}
         self._modules = {**model.attention_linears(), **model.shared_linears()}
@@ -92,44 +92,74 @@ class Activations:
         per_token: int = config.hidden_size * self.model.model.dtype.itemsize + self.model.top_k * 16 + 20
         return max(1, self.memory_bytes // 2 // max(1, per_token * self.data.tokens))
 
-    def _affordable(self) -> list[str]:
-        """The pending linears, as many as fit into a quarter of the budget and at least one."""
-        names: list[str] = []
-        room = self.memory_bytes // 4
-        while self._pending and (not names or room > 0):
-            names.append(self._pending.pop(0))
-            room -= 4 * self._modules[names[-1]].in_features ** 2
-        return names
-
     def _run(self, layers: Sequence[int]) -> None:
-        pieces: dict[int, list[LayerInputs]] = {layer: [] for layer in layers}
-        first_sequence = 0
-
-        def keep(batch: MoEBatch) -> None:
-            if batch.layer in pieces:
-                pieces[batch.layer].append(_real_tokens(batch, first_sequence, input_ids.shape[1]))
-
-        names = self._affordable()
-        grams = _Grams({name: self._modules[name] for name in names})
-        size = self.batch_sequences
-        batches = list(self.data.batches(size))
-        with torch.no_grad(), ExitStack() as stack:
-            stack.enter_context(self.model.observe(keep))
-            stack.callback(grams.close)
-            for input_ids, mask in track(batches, len(batches), "calibration run"):
-                grams.real = mask.flatten().bool()
-                self.model.logits(input_ids, mask)
-                first_sequence += len(input_ids)
+        linears = affordable({name: self._modules[name] for name in self._pending}, self.memory_bytes // 4)
+        self._pending = [name for name in self._pending if name not in linears]
+        found, hessians = collected(
+            self.model,
+            self.data,
+            self.batch_sequences,
+            layers,
+            linears,
+            lambda _, input_ids, mask: self.model.logits(input_ids, mask),
+        )
         self.passes += 1
-        self._hessians |= grams.hessians()
-        for layer, parts in pieces.items():
-            if not parts:
-                raise BadInput(
-                    f"MoE layer {layer} was not reached in the calibration run; the model cannot be calibrated"
-                )
-            self._layers[layer] = LayerInputs(
-                *(torch.cat(column) for column in zip(*map(_columns, parts), strict=True))
-            )
+        self._hessians |= hessians
+        self._layers |= found
+
+
+def collected(
+    model: MoEModel,
+    data: CalibrationData,
+    batch_sequences: int,
+    layers: Sequence[int],
+    linears: Mapping[str, torch.nn.Linear],
+    forward: Callable[[int, Tensor, Tensor], object],
+) -> tuple[dict[int, LayerInputs], dict[str, Tensor]]:
+    """The inputs of MoE layers and the Hessians of linears while `forward` runs over the text, batch by batch.
+
+    forward: given the batch's number, input_ids and attention_mask, runs whatever of the model is of interest.
+    """
+    pieces: dict[int, list[LayerInputs]] = {layer: [] for layer in layers}
+    first_sequence = 0
+
+    def keep(batch: MoEBatch) -> None:
+        if batch.layer in pieces:
+            pieces[batch.layer].append(_real_tokens(batch, first_sequence, input_ids.shape[1]))
+
+    grams = _Grams(linears)
+    batches = list(data.batches(batch_sequences))
+    with torch.no_grad(), ExitStack() as stack:
+        stack.enter_context(model.observe(keep))
+        stack.callback(grams.close)
+        for number, (input_ids, mask) in enumerate(track(batches, len(batches), "calibration run")):
+            grams.real = mask.flatten().bool()
+            forward(number, input_ids, mask)
+            first_sequence += len(input_ids)
+    for layer, parts in pieces.items():
+        if not parts:
+            raise BadInput(f"MoE layer {layer} was not reached in the calibration run; the model cannot be calibrated")
+    inputs = {
+        layer: LayerInputs(*(torch.cat(column) for column in zip(*map(_columns, parts), strict=True)))
+        for layer, parts in pieces.items()
+    }
+    return inputs, grams.hessians()
+
+
+def affordable(linears: Mapping[str, torch.nn.Linear], memory_bytes: int) -> dict[str, torch.nn.Linear]:
+    """The first of the linears, as many as have Hessians that fit into `memory_bytes`, and at least one."""
+    chosen: dict[str, torch.nn.Linear] = {}
+    for name, linear in linears.items():
+        if chosen and memory_bytes <= 0:
+            break
+        chosen[name] = linear
+        memory_bytes -= 4 * linear.in_features**2
+    return chosen
+
+
+def sequences_at_once(data: CalibrationData, batch_tokens: int = BATCH_TOKENS) -> int:
+    """How many sequences of the text go through the model together."""
+    return max(1, batch_tokens // max(1, data.input_ids.shape[1]))
 
 
 def available_memory_bytes() -> int:
@@ -152,7 +182,7 @@ def second_moment(rows: Tensor) -> Tensor:
 class _Grams:
     """Forward hooks that sum x x^T over the real tokens that enter some linears."""
 
-    def __init__(self, linears: dict[str, torch.nn.Linear]) -> None:
+    def __init__(self, linears: Mapping[str, torch.nn.Linear]) -> None:
         self.real = torch.ones(0, dtype=torch.bool)
         self._tokens = dict.fromkeys(linears, 0)
         self._sums: dict[str, Tensor] = {}

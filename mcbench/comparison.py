@@ -18,7 +18,8 @@ from mcbench.uncertainty import FEWEST_CLUSTERS, Evidence, block_length, moving_
 class Difference:
     """What one run has more than another in the task's own metric, over the same n samples.
 
-    `standard_error` is that of the paired difference; it is None where n is too small to tell. `lost` and `gained`
+    `standard_error` is that of the paired difference, clustered where samples share a passage or windows a text; it is
+    None where there are too few of them to tell. `lost` and `gained`
     count the samples that were right in the other run only, and in this one only; None for perplexity.
     """
 
@@ -33,7 +34,8 @@ def difference(scores: Scores, other: Scores) -> Difference | None:
     """`scores` minus `other`, paired by sample; None where either was skipped.
 
     Shares are compared by the mean of the differences per sample, perplexities by a bootstrap that draws the same
-    windows of both. Raises BadInput for two runs of different protocols or different samples.
+    texts of both, or the same windows where there are few texts. Raises BadInput for two runs of different protocols or
+    different samples.
     """
     if scores.value is None or other.value is None:
         return None
@@ -43,7 +45,9 @@ def difference(scores: Scores, other: Scores) -> Difference | None:
     _require_same(ours, theirs, scores.protocol)
     if "loss" in ours[0]:
         return _of_perplexities(ours, theirs, "words" if scores.metric == "word_perplexity" else "tokens")
-    return _of_shares([float(row["correct"]) for row in ours], [float(row["correct"]) for row in theirs])
+    deltas = _deltas(ours, theirs)
+    lost, gained = int((deltas < 0).sum()), int((deltas > 0).sum())
+    return Difference(float(deltas.mean()), len(deltas), _of_shares(ours, theirs).standard_error, lost, gained)
 
 
 def evidence(ours: Sequence[Row], theirs: Sequence[Row], protocol: str) -> Evidence:
@@ -68,11 +72,7 @@ def evidence(ours: Sequence[Row], theirs: Sequence[Row], protocol: str) -> Evide
             drawn=math.ceil(len(deltas) / length),
             apart=_by_cluster(deltas, [at // length for at in range(len(deltas))]),
         )
-    deltas = np.array([float(a["correct"]) - float(b["correct"]) for a, b in zip(ours, theirs, strict=True)])
-    names = [a.get("passage") or b.get("passage") or at for at, (a, b) in enumerate(zip(ours, theirs, strict=True))]
-    if len(set(names)) == len(names) and set(deltas.tolist()) <= {-1.0, 0.0, 1.0}:
-        return Evidence(deltas, np.ones(len(deltas)), (int((deltas < 0).sum()), int((deltas > 0).sum())))
-    return Evidence(_by_cluster(deltas, names), _by_cluster(np.ones(len(deltas)), names))
+    return _of_shares(ours, theirs)
 
 
 def same_answers(ours: Sequence[Row], theirs: Sequence[Row]) -> float | None:
@@ -115,11 +115,18 @@ def _require_same(ours: Sequence[Row], theirs: Sequence[Row], protocol: str) -> 
         raise BadInput(f"the two runs of {protocol} did not answer the same samples")
 
 
-def _of_shares(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
-    deltas = np.asarray(ours) - np.asarray(theirs)
-    n = len(deltas)
-    error = float(deltas.std(ddof=1) / math.sqrt(n)) if n > 1 else None
-    return Difference(float(deltas.mean()), n, error, int((deltas < 0).sum()), int((deltas > 0).sum()))
+def _deltas(ours: Sequence[Row], theirs: Sequence[Row]) -> npt.NDArray[np.float64]:
+    """[samples] what each answer of ours scores more than theirs."""
+    return np.array([float(a["correct"]) - float(b["correct"]) for a, b in zip(ours, theirs, strict=True)])
+
+
+def _of_shares(ours: Sequence[Row], theirs: Sequence[Row]) -> Evidence:
+    """The difference of shares, items about one passage taken together."""
+    deltas = _deltas(ours, theirs)
+    names = [a.get("passage") or b.get("passage") or at for at, (a, b) in enumerate(zip(ours, theirs, strict=True))]
+    if len(set(names)) == len(names) and set(deltas.tolist()) <= {-1.0, 0.0, 1.0}:
+        return Evidence(deltas, np.ones(len(deltas)), (int((deltas < 0).sum()), int((deltas > 0).sum())))
+    return Evidence(_by_cluster(deltas, names), _by_cluster(np.ones(len(deltas)), names))
 
 
 def _of_perplexities(ours: Sequence[Row], theirs: Sequence[Row], unit: str) -> Difference:
@@ -128,10 +135,13 @@ def _of_perplexities(ours: Sequence[Row], theirs: Sequence[Row], unit: str) -> D
         for rows, key in ((ours, "loss"), (theirs, "loss"), (ours, unit))
     )
     value = math.exp(loss.sum() / tokens.sum()) - math.exp(other.sum() / tokens.sum())
+    windows, texts = len(tokens), [row["id"] for row in ours]
+    if len(set(texts)) >= FEWEST_CLUSTERS:
+        loss, other, tokens = (_by_cluster(values, texts) for values in (loss, other, tokens))
     n = len(tokens)
     if n < 2:
-        return Difference(value, n, None)
+        return Difference(value, windows, None)
     drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=BOOTSTRAP_REPEATS)  # [repeats, windows]
     count = drawn @ tokens
     spread = np.exp((drawn @ loss) / count) - np.exp((drawn @ other) / count)
-    return Difference(value, n, float(spread.std(ddof=1)))
+    return Difference(value, windows, float(spread.std(ddof=1)))

@@ -77,6 +77,11 @@ class Composition:
     def quantizer(self) -> Method:
         return self.owner("quantize").method
 
+    @property
+    def layerwise(self) -> bool:
+        """Whether each layer is quantised on what the layers before it, already quantised, give it."""
+        return getattr(self.quantizer, "inputs", "original") == "quantized"
+
     def __str__(self) -> str:
         """The method string with every default part and every changed hyper-parameter written out."""
         return "+".join(str(part) for part in self.parts)

@@ -24,7 +24,8 @@ class Method:
     """Base of everything in `methods/`. A subclass owns each decision whose function it overrides.
 
     Its fields are its hyper-parameters: the method string sets them, the record stores them, `mcbench show` prints
-    them. A field named `seed` with default None is filled from `--seed`.
+    them. A field named `seed` with default None is filled from `--seed`. A quantiser that needs a Hessian and has a
+    field named `inputs` takes it, where that is "quantized", from the model whose earlier layers are quantised already.
     """
 
     paper: ClassVar[str] = ""

@@ -63,6 +63,13 @@ class Trace(NamedTuple):
     entering: tuple[Tensor, ...]
 
 
+class DecoderLayer(NamedTuple):
+    """What can be quantised in one decoder layer: its MoE layer, None where it is dense, and its linears by name."""
+
+    moe: int | None
+    linears: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class _Layer:
     """One MoE layer: its experts, the block around them, its router, and the decoder layer it stands in."""
@@ -111,6 +118,7 @@ class MoEModel:
             prove_layout(layer)
         survey = _Survey(self, experts)
         self._decoders = survey.decoders
+        self._decoder_names = [survey.names[decoder] for decoder in survey.decoders]
         self._layers = survey.layers()
         self._mixers = survey.mixers
         self._siblings = survey.siblings
@@ -166,8 +174,14 @@ class MoEModel:
 
     def set_linear(self, name: str, value: Tensor) -> None:
         """Replaces the weight [out, in] of an attention or shared-expert linear."""
-        _copy(self.model.get_submodule(name).weight.detach(), value, name)
+        _copy(self.linear(name).weight.detach(), value, name)
         self._digest = None
+
+    def linear(self, name: str) -> nn.Linear:
+        """An attention or shared-expert linear by its name."""
+        found = self.model.get_submodule(name)
+        assert isinstance(found, nn.Linear)
+        return found
 
     def experts_name(self, layer: int) -> str:
         """The name of the experts module of a layer inside the transformers model."""
@@ -192,6 +206,15 @@ class MoEModel:
             for name, linear in found.items()
             if linear in self._called and linear.out_features > 1 and name not in names and not name.startswith(skipped)
         }
+
+    def decoder_layers(self) -> tuple[DecoderLayer, ...]:
+        """Every decoder layer in the order of running, with its attention and shared-expert linears."""
+        sparse = {layer.decoder: index for index, layer in enumerate(self._layers)}
+        names = (*self.attention_linears(), *self.shared_linears())
+        return tuple(
+            DecoderLayer(sparse.get(place), tuple(name for name in names if name.startswith(f"{prefix}.")))
+            for place, prefix in enumerate(self._decoder_names)
+        )
 
     def router_parameters(self) -> dict[str, nn.Parameter]:
         """What decides about experts, by full name: all of a MoE block that is neither routed nor shared expert."""
@@ -293,6 +316,16 @@ class MoEModel:
             raise BadInput(f"a forward pass of {self.name!r} cannot be resumed: its layers share more than one state")
         return trace
 
+    @property
+    def resumes(self) -> bool:
+        """Whether a forward pass can be resumed in the middle, exactly; tried on a few tokens when first asked."""
+        if self._resumable is None:
+            try:
+                self.trace(self._some_tokens())
+            except BadInput:
+                self._resumable = False
+        return bool(self._resumable)
+
     def forward_from(
         self, layer: int, hidden: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor:
@@ -301,11 +334,45 @@ class MoEModel:
         hidden is what `trace` saw enter that layer, input_ids and attention_mask are those of the trace: embedding and
         masks are the model's own, the decoder layers below are passed over.
         """
-        with ExitStack() as stack:
-            for index, module in enumerate(self._decoders[: self._layers[layer].decoder]):
-                result = (hidden,) if self._returned[index] else hidden
-                stack.enter_context(_replaced(module, result))
+        with self._passing_over(self._layers[layer].decoder, hidden):
             return self.logits(input_ids, attention_mask)
+
+    def run_decoders(
+        self,
+        start: int,
+        stop: int,
+        hidden: Tensor | None,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor | None:
+        """[B, S, D] what enters decoder layer `stop`, None behind the last, after running those from `start` on.
+
+        hidden is what enters decoder layer `start` for these input_ids [B, S]; None where that is the first. What comes
+        after `stop` is not computed.
+        """
+        assert start == 0 or hidden is not None
+        with ExitStack() as stack:
+            if hidden is not None:
+                stack.enter_context(self._passing_over(start, hidden.to(self.device)))
+            if stop < len(self._decoders):
+                stack.enter_context(_hooked(self._decoders[stop], _stop))
+            try:
+                self.logits(input_ids, attention_mask)
+            except _Stopped as stopped:
+                return stopped.hidden
+        return None
+
+    @contextmanager
+    def _passing_over(self, start: int, hidden: Tensor) -> Iterator[None]:
+        """While open, a forward pass finds `hidden` [B, S, D] in front of decoder layer `start`."""
+        with ExitStack() as stack:
+            for index, module in enumerate(self._decoders[:start]):
+                stack.enter_context(_replaced(module, (hidden,) if self._returned[index] else hidden))
+            yield
+
+    def _some_tokens(self) -> Tensor:
+        vocabulary: int = self.model.get_input_embeddings().weight.shape[0]
+        return torch.arange(1, 1 + _SURVEY_TOKENS)[None] % vocabulary
 
     @contextmanager
     def observe(self, observer: Callable[[MoEBatch], None]) -> Iterator[None]:
@@ -370,8 +437,7 @@ class MoEModel:
             PairCounts(self.layers, self.experts),
             lambda choices: choices.keep(choices.chosen),
         )
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        self.logits(torch.arange(1, 1 + _SURVEY_TOKENS)[None] % vocabulary)
+        self.logits(self._some_tokens())
         switch.counts, switch.policy = counts, policy
 
     def _rule(self, layer: int) -> RouterRule:
@@ -466,8 +532,7 @@ class _Survey:
                 stack.enter_context(_listening(decoder, partial(self._returned, i)))
                 for child in decoder.children():
                     stack.enter_context(_hooked(child, child_called))
-            vocabulary = model.model.get_input_embeddings().weight.shape[0]
-            logits = model.logits(torch.arange(1, 1 + _SURVEY_TOKENS)[None] % vocabulary)
+            logits = model.logits(model._some_tokens())
         if not bool(torch.isfinite(logits).all()):
             raise BadInput(f"{self.name!r} computes NaN or infinity for ordinary tokens; try --dtype float32")
         if order != list(range(len(self.experts))):
@@ -690,6 +755,18 @@ def _essentials(config: Any) -> dict[str, Any]:
     """The configuration without what says nothing about the numbers: names, versions, dtype, ways of computing."""
     left_out = {"transformers_version", "dtype", "torch_dtype", "architectures", "quantization_config"}
     return {k: v for k, v in config.to_dict().items() if k not in left_out and not k.startswith("_")}
+
+
+class _Stopped(Exception):
+    """Ends a forward pass in front of a decoder layer."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+def _stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    raise _Stopped(_first(args, kwargs))
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from mcbench.compression import CompressedModel, Sizes
     from mcbench.fidelity import Reading
+    from mcbench.layerwise import LayerwiseStore
     from mcbench.model import MoEModel
     from mcbench.policy import RoutingPolicy
     from mcbench.routing import PairCounts
@@ -112,6 +114,7 @@ class Bench:
 
     The uncompressed model is evaluated once, calibration text is cut once, every expert is quantised once for each
     quantiser and set of widths, and what calibration measures is measured once; each run gives what it gives alone.
+    Only a quantiser that works layer by layer starts anew for each allocation.
     """
 
     def __init__(self, moe: MoEModel, exam: Exam) -> None:
@@ -183,7 +186,8 @@ class Bench:
                 with clock.stage("allocate"):
                     allocation = composition.allocator.allocate(stats, budget)
                 with clock.stage("compress"):
-                    learnt, compressed = _compress(moe, budget, allocation, store, stats, data, seed, plain, save)
+                    codes = self._layerwise(composition, data, allocation) if composition.layerwise else store
+                    learnt, compressed = _compress(moe, budget, allocation, codes, stats, data, seed, plain, save)
                 stack.enter_context(compressed)
                 with clock.stage("evaluate"):
                     after = self.exam.take(moe, learnt.identity, f"{plain} {budget.asked:g}{seeded}")
@@ -237,6 +241,9 @@ class Bench:
         from mcbench.store import ExpertStore
 
         quantizer, folder = composition.owner("quantize"), self.exam.out / "calibration"
+        if composition.layerwise:  # what an allocation is decided by comes before there is one
+            plain = dataclasses.replace(quantizer.method, inputs="original")  # type: ignore[call-arg]
+            quantizer = dataclasses.replace(quantizer, method=plain)
         name = f"{quantizer} {source_digest(quantizer)}"
         key = (name, data.digest, budget.widths)
         if key not in self._stores:
@@ -254,8 +261,19 @@ class Bench:
             self.moe, data, needs, store=store, widths=budget.widths, folder=kept,
             activations=store.activations, measured=self._measured,
         )  # fmt: skip
-        store.prepare()
+        if not composition.layerwise:
+            store.prepare()
         return store, stats
+
+    def _layerwise(self, composition: Composition, data: CalibrationData, allocation: BitAllocation) -> LayerwiseStore:
+        """Every layer at its allocated widths, on what the layers before it, already quantised, give it."""
+        from mcbench.layerwise import LayerwiseStore
+
+        quantizer = composition.owner("quantize")
+        name = f"{quantizer} {source_digest(quantizer)}"
+        codes = LayerwiseStore(self.moe, data, quantizer.method, name, allocation, folder=self.exam.out / "calibration")
+        codes.prepare()
+        return codes
 
 
 class Clock:
@@ -436,7 +454,7 @@ def _compress(
     moe: MoEModel,
     budget: BitBudget,
     allocation: BitAllocation,
-    store: ExpertStore,
+    store: ExpertStore | LayerwiseStore,
     stats: CalibrationStats,
     data: CalibrationData,
     seed: int,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -59,114 +59,56 @@ class Part(NamedTuple):
     fallbacks: list[Fallback]
 
 
-class ExpertStore:
-    """Quantises the experts of a layer when first asked for one of them, all widths at once, and keeps the codes.
+class Workbench(NamedTuple):
+    """Turns matrices into codes, as many at a time as fit into the memory budget, which never changes a result.
 
-    quantizer_name: the full name with its settings; it is part of the key of everything kept.
-    widths: candidate bit-widths of the experts; 16 means the weights as they are. linear_widths: those of attention
-    and shared experts.
-    folder: where the codes are kept, one file per layer, so that an interrupted run goes on; None keeps them in memory.
     starved_share: an expert matrix [out, in] with fewer than starved_share * in tokens gets a Hessian of all tokens of
-    its layer, sent through that expert; one that saw no token at all is rounded to nearest. Both are in `fallbacks`.
+    its layer, sent through that expert; one that saw no token at all is rounded to nearest. Both are fallbacks.
     """
 
-    def __init__(
-        self,
-        model: MoEModel,
-        data: CalibrationData | None,
-        quantizer: Quantizer,
-        quantizer_name: str,
-        widths: Sequence[int],
-        *,
-        linear_widths: Sequence[int] = (4,),
-        folder: Path | None = None,
-        memory_bytes: int | None = None,
-        starved_share: float = 0.25,
-        activations: Activations | None = None,
-    ) -> None:
-        self.model, self.data, self.quantizer, self.quantizer_name = model, data, quantizer, quantizer_name
-        self.widths = tuple(w for w in widths if w != 16)
-        self.linear_widths = tuple(w for w in linear_widths if w != 16)
-        self.starved_share = starved_share
-        self.memory_bytes = available_memory_bytes() // 3 if memory_bytes is None else memory_bytes
-        self._modules = {**model.attention_linears(), **model.shared_linears()}
-        if quantizer.needs_hessian and data is None:
-            raise BadInput(f"{quantizer_name!r} quantises with a Hessian and there is no calibration text; give one")
-        self.key = self._key()
-        self.folder = None if folder is None else Path(folder) / f"store-{self.key[:16]}"
-        if activations is None and data is not None:
-            kept = self._file("linears")
-            wanted = quantizer.needs_hessian and not (kept is not None and kept.is_file())
-            linears = tuple(self._modules) if wanted else ()
-            activations = Activations(model, data, linears=linears, memory_bytes=memory_bytes)
-        self.activations = activations
-        self._fallbacks: dict[str, list[Fallback]] = {}
-        self._parts: dict[str, Stacks] = {}
+    model: MoEModel
+    quantizer: Quantizer
+    memory_bytes: int
+    starved_share: float
 
-    @property
-    def fallbacks(self) -> list[Fallback]:
-        """Every fallback in the layers quantised so far, in the order of layers and experts."""
-        return [record for part in sorted(self._fallbacks) for record in self._fallbacks[part]]
-
-    def tensor(self, layer: int, expert: int, projection: str, width: int) -> QuantizedTensor:
-        """The codes of one expert matrix, as a stack of one."""
-        self._check(width, self.widths)
-        return self._layer(layer)[f"{projection}.{width}"][expert : expert + 1]
-
-    def dequantized(self, layer: int, expert: int, projection: str, width: int) -> Tensor:
-        """[out, in] fp32: what the codes stand for, or the model's own weights at 16 bits."""
-        if width == 16:
-            return self.model.weight(layer, projection)[expert].float()
-        return self.tensor(layer, expert, projection, width).dequantize()[0]
-
-    def linear(self, name: str, width: int) -> QuantizedTensor:
-        """The codes of one attention or shared-expert linear, as a stack of one."""
-        self._check(width, self.linear_widths)
-        return self._part("linears", self._quantize_linears)[f"{name}.{width}"]
-
-    def prepare(self) -> None:
-        """Quantises whatever is not there yet, layer by layer."""
-        for layer in track(range(self.model.layers), self.model.layers, f"quantising ({self.quantizer_name})"):
-            self._layer(layer)
-        self._part("linears", self._quantize_linears)
-
-    def _layer(self, layer: int) -> Stacks:
-        return self._part(f"layer-{layer:03d}", lambda: self._quantize_layer(layer))
-
-    # ---- quantising
-
-    def _quantize_layer(self, layer: int) -> Part:
+    def experts(self, layer: int, experts: Sequence[int], widths: Sequence[int], inputs: LayerInputs | None) -> Part:
+        """Some experts of a layer at each of the widths; `inputs` are those of the layer where a Hessian is needed."""
         weights = {projection: self.model.weight(layer, projection).float() for projection in PROJECTIONS}
         for projection, weight in weights.items():
             if not bool(torch.isfinite(weight).all()):
                 raise BadInput(
                     f"the {projection} weights of MoE layer {layer} hold NaN or infinity; the model is damaged"
                 )
+        chosen = list(experts)
         if not self.quantizer.needs_hessian:
             stacks = {
                 f"{projection}.{width}": codes
                 for projection, weight in weights.items()
-                for width, codes in self.quantizer.quantize(weight, self.widths, None).items()
+                for width, codes in self.quantizer.quantize(weight[chosen], widths, None).items()
             }
             return Part(stacks, [])
-        assert self.activations is not None
-        inputs = self.activations.layer(layer)
+        assert inputs is not None
         done: dict[str, list[QuantizedTensor]] = {}
         fallbacks: list[Fallback] = []
-        experts = self.model.experts
-        for first in range(0, experts, size := self._experts_at_once(weights)):
-            chunk = range(first, min(first + size, experts))
+        for first in range(0, len(chosen), size := self._experts_at_once(weights)):
+            chunk = chosen[first : first + size]
             into, hidden = self._hessians(layer, inputs, chunk, weights, fallbacks)
-            part = {projection: weight[first : first + size] for projection, weight in weights.items()}
+            part = {projection: weight[chunk] for projection, weight in weights.items()}
             # given the Hessian rows are independent, so gate and up go as one matrix and share its factorisation too
-            both = self.quantizer.quantize(torch.cat([part["gate"], part["up"]], dim=1), self.widths, into)
-            down = self.quantizer.quantize(part["down"], self.widths, hidden)
+            both = self.quantizer.quantize(torch.cat([part["gate"], part["up"]], dim=1), widths, into)
+            down = self.quantizer.quantize(part["down"], widths, hidden)
             inner = part["gate"].shape[1]
-            for width in self.widths:
+            for width in widths:
                 done.setdefault(f"gate.{width}", []).append(_rows(both[width], slice(0, inner)))
                 done.setdefault(f"up.{width}", []).append(_rows(both[width], slice(inner, None)))
                 done.setdefault(f"down.{width}", []).append(down[width])
         return Part({name: concatenate(codes) for name, codes in done.items()}, fallbacks)
+
+    def linear(self, name: str, widths: Sequence[int], hessian: Tensor | None) -> Stacks:
+        """One attention or shared-expert linear at each of the widths; `hessian` [in, in] where one is needed."""
+        weight = self.model.linear(name).weight.detach().float()[None]
+        metric = None if hessian is None else hessian[None]
+        return {f"{name}.{width}": codes for width, codes in self.quantizer.quantize(weight, widths, metric).items()}
 
     def _experts_at_once(self, weights: dict[str, Tensor]) -> int:
         """How many experts' Hessians, and as much again for the quantiser's work on them, fit into the budget."""
@@ -177,7 +119,7 @@ class ExpertStore:
         self,
         layer: int,
         inputs: LayerInputs,
-        experts: range,
+        experts: Sequence[int],
         weights: dict[str, Tensor],
         fallbacks: list[Fallback],
     ) -> tuple[Tensor, Tensor]:
@@ -202,22 +144,25 @@ class ExpertStore:
             hidden.append(_mean_square(rows, lambda x, e=expert: self.model.expert_hidden(layer, e, x)))  # type: ignore[misc]
         return torch.stack(into), torch.stack(hidden)
 
-    def _quantize_linears(self) -> Part:
-        done = {}
-        for name, module in self._modules.items():
-            hessian = None
-            if self.quantizer.needs_hessian:
-                assert self.activations is not None
-                hessian = self.activations.linear_hessian(name)[None]
-            weight = module.weight.detach().float()[None]
-            for width, codes in self.quantizer.quantize(weight, self.linear_widths, hessian).items():
-                done[f"{name}.{width}"] = codes
-        return Part(done, [])
 
-    # ---- keeping
+class Shelf:
+    """Keeps what is quantised, one part at a time: in memory, and where there is a folder in one file for each part.
 
-    def _part(self, name: str, make: Callable[[], Part]) -> Stacks:
-        """A layer, or the linears: from memory, from its file, or made now and kept."""
+    key: all that the codes depend on; a file of another key is not read. folder: so that an interrupted run goes on.
+    """
+
+    def __init__(self, key: str, folder: Path | None, memory_bytes: int) -> None:
+        self.key, self.folder, self.memory_bytes = key, folder, memory_bytes
+        self._fallbacks: dict[str, list[Fallback]] = {}
+        self._parts: dict[str, Stacks] = {}
+
+    @property
+    def fallbacks(self) -> list[Fallback]:
+        """Those of all parts that were asked for so far, in the order of their names."""
+        return [record for part in sorted(self._fallbacks) for record in self._fallbacks[part]]
+
+    def part(self, name: str, make: Callable[[], Part]) -> Stacks:
+        """From memory, from its file, or made now and kept."""
         if name not in self._parts:
             part = self._read(name)
             if part is None:
@@ -229,16 +174,21 @@ class ExpertStore:
             self._parts[name] = part.stacks
         return self._parts[name]
 
+    def holds(self, name: str) -> bool:
+        """Whether a part is there without being made."""
+        return name in self._parts or self._read(name) is not None
+
     def _held_bytes(self) -> int:
         return sum(codes.nbytes for stacks in self._parts.values() for codes in stacks.values())
 
-    def _file(self, name: str) -> Path | None:
+    def file(self, name: str) -> Path | None:
+        """Where a part is kept, whether it is there or not; None without a folder."""
         return None if self.folder is None else self.folder / f"{name}.safetensors"
 
     def _write(self, name: str, part: Part) -> None:
         from safetensors.torch import save
 
-        path = self._file(name)
+        path = self.file(name)
         if path is None:
             return
         tensors: dict[str, Tensor] = {}
@@ -255,7 +205,7 @@ class ExpertStore:
         """The part in its file; None where there is no file or it was made from something else."""
         from safetensors import SafetensorError, safe_open
 
-        path = self._file(name)
+        path = self.file(name)
         if path is None or not path.is_file():
             return None
         try:
@@ -273,18 +223,114 @@ class ExpertStore:
             stacks[stack] = QuantizedTensor(**plain, **own)
         return Part(stacks, [Fallback(**record) for record in header["fallbacks"]])
 
+
+def digest_of(settings: Mapping[str, object]) -> str:
+    """The key of codes that depend on these settings."""
+    return hashlib.sha256(json.dumps({"format": FORMAT, **settings}, sort_keys=True).encode()).hexdigest()
+
+
+class ExpertStore:
+    """Quantises the experts of a layer when first asked for one of them, all widths at once, and keeps the codes.
+
+    quantizer_name: the full name with its settings; it is part of the key of everything kept.
+    widths: candidate bit-widths of the experts; 16 means the weights as they are. linear_widths: those of attention
+    and shared experts.
+    folder: where the codes are kept, one file per layer, so that an interrupted run goes on; None keeps them in memory.
+    starved_share: when an expert has seen too few tokens for a Hessian of its own; see `Workbench`.
+    """
+
+    def __init__(
+        self,
+        model: MoEModel,
+        data: CalibrationData | None,
+        quantizer: Quantizer,
+        quantizer_name: str,
+        widths: Sequence[int],
+        *,
+        linear_widths: Sequence[int] = (4,),
+        folder: Path | None = None,
+        memory_bytes: int | None = None,
+        starved_share: float = 0.25,
+        activations: Activations | None = None,
+    ) -> None:
+        self.model, self.data, self.quantizer, self.quantizer_name = model, data, quantizer, quantizer_name
+        self.widths = tuple(w for w in widths if w != 16)
+        self.linear_widths = tuple(w for w in linear_widths if w != 16)
+        self.starved_share = starved_share
+        memory = available_memory_bytes() // 3 if memory_bytes is None else memory_bytes
+        self._names = (*model.attention_linears(), *model.shared_linears())
+        if quantizer.needs_hessian and data is None:
+            raise BadInput(f"{quantizer_name!r} quantises with a Hessian and there is no calibration text; give one")
+        self.key = self._key()
+        self.folder = None if folder is None else Path(folder) / f"store-{self.key[:16]}"
+        self._workbench = Workbench(model, quantizer, memory, starved_share)
+        self._shelf = Shelf(self.key, self.folder, memory)
+        if activations is None and data is not None:
+            kept = self._shelf.file("linears")
+            wanted = quantizer.needs_hessian and not (kept is not None and kept.is_file())
+            linears = self._names if wanted else ()
+            activations = Activations(model, data, linears=linears, memory_bytes=memory_bytes)
+        self.activations = activations
+
+    @property
+    def fallbacks(self) -> list[Fallback]:
+        """Every fallback in the layers quantised so far, in the order of layers and experts."""
+        return self._shelf.fallbacks
+
+    def tensor(self, layer: int, expert: int, projection: str, width: int) -> QuantizedTensor:
+        """The codes of one expert matrix, as a stack of one."""
+        self._check(width, self.widths)
+        return self._layer(layer)[f"{projection}.{width}"][expert : expert + 1]
+
+    def dequantized(self, layer: int, expert: int, projection: str, width: int) -> Tensor:
+        """[out, in] fp32: what the codes stand for, or the model's own weights at 16 bits."""
+        if width == 16:
+            return self.model.weight(layer, projection)[expert].float()
+        return self.tensor(layer, expert, projection, width).dequantize()[0]
+
+    def linear(self, name: str, width: int) -> QuantizedTensor:
+        """The codes of one attention or shared-expert linear, as a stack of one."""
+        self._check(width, self.linear_widths)
+        return self._shelf.part("linears", self._quantize_linears)[f"{name}.{width}"]
+
+    def prepare(self) -> None:
+        """Quantises whatever is not there yet, layer by layer."""
+        for layer in track(range(self.model.layers), self.model.layers, f"quantising ({self.quantizer_name})"):
+            self._layer(layer)
+        self._shelf.part("linears", self._quantize_linears)
+
+    def _layer(self, layer: int) -> Stacks:
+        return self._shelf.part(f"layer-{layer:03d}", lambda: self._quantize_layer(layer))
+
+    def _quantize_layer(self, layer: int) -> Part:
+        inputs = None
+        if self.quantizer.needs_hessian:
+            assert self.activations is not None
+            inputs = self.activations.layer(layer)
+        return self._workbench.experts(layer, range(self.model.experts), self.widths, inputs)
+
+    def _quantize_linears(self) -> Part:
+        done: Stacks = {}
+        for name in self._names:
+            hessian = None
+            if self.quantizer.needs_hessian:
+                assert self.activations is not None
+                hessian = self.activations.linear_hessian(name)
+            done |= self._workbench.linear(name, self.linear_widths, hessian)
+        return Part(done, [])
+
     def _key(self) -> str:
         """Everything that the codes depend on, as one digest."""
-        parts = {
-            "format": FORMAT,
-            "model": self.model.digest(),
-            "data": self.data.digest if self.data is not None and self.quantizer.needs_hessian else None,
-            "quantizer": self.quantizer_name,
-            "widths": self.widths,
-            "linear_widths": self.linear_widths,
-            "starved_share": self.starved_share,
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return digest_of(
+            {
+                "model": self.model.digest(),
+                "data": self.data.digest if self.data is not None and self.quantizer.needs_hessian else None,
+                "quantizer": self.quantizer_name,
+                "widths": self.widths,
+                "linear_widths": self.linear_widths,
+                "starved_share": self.starved_share,
+            }
+        )
 
     def _check(self, width: int, widths: tuple[int, ...]) -> None:
         if width not in widths:

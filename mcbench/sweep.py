@@ -1,8 +1,9 @@
 """A grid of runs, methods x budgets x seeds, that costs little more than one of them.
 
 The model is loaded and evaluated uncompressed once, every expert is quantised once for each quantiser, and every cell
-of the grid is composed from that. Each cell gives the record that `mcbench run` gives. What is finished stays under the
-output folder, so a sweep that was killed goes on; a cell that fails is noted with its reason, and the rest go on.
+of the grid is composed from that, except where a quantiser works layer by layer: its codes serve one allocation only.
+Each cell gives the record that `mcbench run` gives. What is finished stays under the output folder, so a sweep that was
+killed goes on; a cell that fails is noted with its reason, and the rest go on.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import tempfile
 import textwrap
 import time
@@ -123,11 +125,13 @@ class Plan:
 
     evaluation_seconds: of one cell, from a few items of every task on this machine; None where there is nothing to do.
     store_bytes: what the quantised experts will take on disk, scales not counted.
+    layerwise: how many of the cells to do quantise for themselves, layer by layer.
     """
 
     outcomes: tuple[Outcome, ...]
     evaluation_seconds: float | None
     store_bytes: int
+    layerwise: int = 0
 
 
 def sweep(
@@ -165,9 +169,13 @@ def plan(grid: Grid, *, out: str | Path = "runs", quiet: bool = True) -> Plan:
     to_do = [cell for cell, outcome in zip(cells, outcomes, strict=True) if outcome.state == "to do"]
     seconds = _evaluation_seconds(bench) if to_do else None
     count = bench.moe.weight_count()
-    stores = {(cell.composition.owner("quantize").name, cell.seed) for cell in to_do if cell.composition.compresses}
-    codes = sum(grid.widths) * count.layers * count.experts * count.per_expert // 8 + count.attention // 2
-    return Plan(outcomes, seconds, len(stores) * codes)
+    compressing = [cell for cell in to_do if cell.composition.compresses]
+    alone = [cell for cell in compressing if cell.composition.layerwise]
+    stores = {(c.composition.owner("quantize").name, c.seed) for c in compressing if not c.composition.layerwise}
+    budgets = [bench.budget(c.composition, c.bits, c.expert_bits, grid.widths) for c in alone]
+    widths = len(stores) * sum(grid.widths) + math.fsum(budget.expert_bits for budget in budgets if budget is not None)
+    size = round(widths * count.routed) // 8 + (len(stores) + len(alone)) * count.attention // 2
+    return Plan(outcomes, seconds, size, len(alone))
 
 
 def read_grid(path: str | Path, **changes: Any) -> Grid:
@@ -252,6 +260,9 @@ def report(outcomes: Sequence[Outcome], planned: Plan | None = None) -> str:
         each, all_of_them = planned.evaluation_seconds, planned.evaluation_seconds * (cells + 1)
         lines.append(f"evaluation: about {each:.0f} s a model, {all_of_them / 60:.0f} min in all; calibration besides")
         lines.append(f"codes of the experts: {planned.store_bytes / 1e6:.1f} MB and their scales")
+        if planned.layerwise:
+            cell = "1 cell quantises" if planned.layerwise == 1 else f"{planned.layerwise} cells quantise"
+            lines.append(f"layer by layer: {cell} anew, for the inputs of a layer depend on all widths below it")
     return "\n".join(lines)
 
 

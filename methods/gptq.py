@@ -30,6 +30,11 @@ class GPTQ(Method):
     variant: "mcmoe" does what the code released with MC-MoE does: nothing is corrected inside a block of 128 columns
         at 3 bits or fewer, the range is searched within 10 %, and no row is taken from round-to-nearest.
         `act_order`, `rounds` and `refit` have no effect on it
+    inputs: whose inputs the Hessians are made of. "original" takes those of the model as it is, so every expert is
+        quantised once and serves every allocation. "quantized" takes those of the model whose earlier layers are
+        quantised already, at their allocated widths, as the paper and MC-MoE's release do: each run quantises for
+        itself. What the allocation is decided by comes from the original model either way. On the reference models
+        the two hardly differ (benchmarks/layerwise.py)
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2210.17323"
@@ -41,6 +46,7 @@ class GPTQ(Method):
     rounds: int = 3
     refit: int = 2
     variant: Literal["full", "mcmoe"] = "full"
+    inputs: Literal["original", "quantized"] = "original"
 
     def quantize(self, weights: Tensor, widths: Sequence[int], hessian: Tensor | None) -> dict[int, QuantizedTensor]:
         """Each of the matrices [N, out, in] at each width, with the Hessian 2 x x^T [N, in, in] of its inputs."""

@@ -44,6 +44,7 @@ ORDER = (
     "stats",
     "activations",
     "store",
+    "layerwise",
     "calibration",
     "method",
     "policy",

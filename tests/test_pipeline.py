@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny_folder
+from tiny import tiny_folder, tiny_text
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import mcbench
@@ -33,10 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rng = random.Random(0)
-    path = tmp_path_factory.mktemp("text") / "calibration.txt"
-    path.write_text(" ".join(rng.choice(("red", "green", "blue", "seven", "of")) for _ in range(2000)))
-    return path
+    return tiny_text(tmp_path_factory.mktemp("text"))
 
 
 def ask(model: Path, text: Path, out: Path, **changes: Any) -> Record:

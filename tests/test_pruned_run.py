@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 from records import sample_record, with_routing
-from tiny import VOCABULARY, tiny_folder, tiny_tokenizer
+from tiny import VOCABULARY, tiny_folder, tiny_text, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mcbench.cli import main
@@ -27,10 +26,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rng = random.Random(0)
-    path = tmp_path_factory.mktemp("text") / "calibration.txt"
-    path.write_text(" ".join(rng.choice(("red", "green", "blue", "seven", "of")) for _ in range(2000)))
-    return path
+    return tiny_text(tmp_path_factory.mktemp("text"))
 
 
 def ask(model: Path, text: Path, out: Path, **changes: Any) -> Record:

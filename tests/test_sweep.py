@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import random
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import tiny_folder
+from tiny import tiny_folder, tiny_text
 
 from mcbench.activations import Activations
 from mcbench.cli import main
@@ -48,9 +47,7 @@ class Breaks(Method):
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("model")
-    rng = random.Random(0)
-    text = folder / "calibration.txt"
-    text.write_text(" ".join(rng.choice(("red", "green", "blue", "seven", "of")) for _ in range(2000)))
+    text = tiny_text(folder)
     model = tiny_folder(folder / "tiny", max_position_embeddings=1024)
     return {"model": str(model), "calibration": str(text), "samples": 8, "length": 64, "tasks": TASKS, "limit": 4}
 

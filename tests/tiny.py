@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,6 +181,14 @@ def tiny_folder(folder: Path, architecture: str = "mixtral", seed: int = 0, **ov
     tiny_transformer(architecture, seed, **overrides).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def tiny_text(folder: Path) -> Path:
+    """A file of 2000 words to calibrate on, the same ones every time."""
+    rng = random.Random(0)
+    path = folder / "calibration.txt"
+    path.write_text(" ".join(rng.choice(("red", "green", "blue", "seven", "of")) for _ in range(2000)))
+    return path
 
 
 def random_tokens(batch: int = 2, length: int = 12, seed: int = 1) -> torch.Tensor:
