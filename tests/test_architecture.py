@@ -67,6 +67,7 @@ ORDER = (
     "gate",
     "pipeline",
     "sweep",
+    "ray_engine",
     "contract",
     "cli",
     "__main__",
