@@ -10,9 +10,13 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mcbench import __version__
 from mcbench.errors import BadInput, CheckFailed, UnknownName
+
+if TYPE_CHECKING:
+    from mcbench.sweep import Engine
 
 DONE, FAILED, WRONG_INPUT, CANNOT_TELL, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -92,14 +96,30 @@ def _sweep(options: argparse.Namespace) -> int:
         if isinstance(value, int) and value < 1:
             raise BadInput(f"the {name} must be at least 1, not {value}")
     grid = read_grid(options.grid, **asked) if options.grid is not None else make_grid(asked, "the sweep")
+    engine = _engine(options)
     if options.dry_run:
         planned = plan(grid, out=options.out, quiet=options.quiet)
         print(report(planned.outcomes, planned))
         return DONE
     code = options.allow_code_execution
-    outcomes = sweep(grid, out=options.out, allow_code_execution=code, quiet=options.quiet)
+    outcomes = sweep(grid, out=options.out, allow_code_execution=code, quiet=options.quiet, engine=engine)
     print(report(outcomes))
     return FAILED if any(outcome.state == "failed" for outcome in outcomes) else DONE
+
+
+def _engine(options: argparse.Namespace) -> Engine | None:
+    """Where a sweep runs; None for this process."""
+    names = {"ray_address": "address", "cpus": "cpus", "gpus": "gpus", "memory": "memory_gb"}
+    asked = {field: value for name, field in names.items() if (value := getattr(options, name)) is not None}
+    if options.engine == "ray":
+        from mcbench.ray_engine import RayEngine
+
+        if options.ray_address is not None and not options.ray_address.strip():
+            raise BadInput("the Ray address is empty; leave it out or name one")
+        return RayEngine(**asked)
+    if asked:
+        raise BadInput("--ray-address, --cpus, --gpus and --memory are about Ray; add --engine ray")
+    return None
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -283,6 +303,11 @@ def _add_sweep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     grid.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="(default: auto)")
     grid.add_argument("--limit", type=int, metavar="N", help="items per task; marks the records as partial")
     grid.add_argument("--out", default="runs", metavar="DIR", help="where records go")
+    grid.add_argument("--engine", default="local", choices=("local", "ray"), help="this process, or workers of Ray")
+    grid.add_argument("--ray-address", metavar="HOST:PORT", help="a running cluster, or auto (default: start one here)")
+    grid.add_argument("--cpus", type=int, metavar="N", help="processors, and threads, of a Ray worker (default: 1)")
+    grid.add_argument("--gpus", type=float, metavar="N", help="GPUs of a Ray worker, or a share of one (default: 0)")
+    grid.add_argument("--memory", type=float, metavar="GB", help="memory that Ray sets aside for a worker")
     grid.add_argument("--dry-run", action="store_true", help="print the plan and what it would take")
     grid.add_argument("--allow-code-execution", action="store_true", help="run generated programs without isolation")
     grid.add_argument("--quiet", action="store_true", help="no progress")

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from mcbench.task import Scores, Task
     from mcbench.text import CalibrationData
 
+UNCOMPRESSED = "uncompressed"  # in the name of the folder with what the model itself answers
 POLICY_FOLDER = "routing"  # of a saved model, where its policy lies
 SHOWN_NUMBERS = 2048  # a table of a policy with more stands in its own file only
 FOUR_BITS = 4  # of attention and shared experts, whatever the method, so that only the experts differ
@@ -157,7 +158,7 @@ class Bench:
     def baseline(self) -> Answers:
         """What the uncompressed model makes of the tasks, asked once."""
         if self._before is None:
-            self._before = self.exam.take(self.moe, self.digest, "uncompressed")
+            self._before = self.exam.take(self.moe, self.digest, UNCOMPRESSED)
         return self._before
 
     def run(
@@ -195,7 +196,7 @@ class Bench:
             if composition.policy is not None:
                 assert data is not None
                 with clock.stage("calibrate routing"):
-                    policy = _fit(composition.policy, moe, data, learnt.identity, self.exam.out)
+                    policy = _fit(composition.policy, moe, data, learnt.identity, self.exam.calibration)
                     if save is not None:
                         policy.save(Path(save) / POLICY_FOLDER)
                 with clock.stage("evaluate pruned"):
@@ -240,7 +241,7 @@ class Bench:
         from mcbench.calibration import calibrate
         from mcbench.store import ExpertStore
 
-        quantizer, folder = composition.owner("quantize"), self.exam.out / "calibration"
+        quantizer, folder = composition.owner("quantize"), self.exam.calibration
         if composition.layerwise:  # what an allocation is decided by comes before there is one
             plain = dataclasses.replace(quantizer.method, inputs="original")  # type: ignore[call-arg]
             quantizer = dataclasses.replace(quantizer, method=plain)
@@ -257,12 +258,13 @@ class Bench:
             )  # fmt: skip
         store, needs = self._stores[key], composition.allocator.needs
         kept = folder / f"stats-{hashlib.sha256(' '.join((store.key, *needs)).encode()).hexdigest()[:16]}"
-        stats = calibrate(
-            self.moe, data, needs, store=store, widths=budget.widths, folder=kept,
-            activations=store.activations, measured=self._measured,
-        )  # fmt: skip
-        if not composition.layerwise:
-            store.prepare()
+        with in_turn(folder / f".{store.key[:16]}.lock"):  # another process of a sweep may want the same codes
+            stats = calibrate(
+                self.moe, data, needs, store=store, widths=budget.widths, folder=kept,
+                activations=store.activations, measured=self._measured,
+            )  # fmt: skip
+            if not composition.layerwise:
+                store.prepare()
         return store, stats
 
     def _layerwise(self, composition: Composition, data: CalibrationData, allocation: BitAllocation) -> LayerwiseStore:
@@ -307,13 +309,22 @@ class Answers:
 
 @dataclass(frozen=True)
 class Exam:
-    """The tasks that the uncompressed and the compressed model take under the same conditions."""
+    """The tasks that the uncompressed and the compressed model take under the same conditions.
+
+    out: where samples and records go. shared: where what calibration gives is kept, by default `calibration` in `out`.
+    """
 
     tasks: tuple[Task, ...]
     out: Path
     limit: int | None
     allow_code_execution: bool
     execute: bool = True
+    shared: Path | None = None
+
+    @property
+    def calibration(self) -> Path:
+        """The folder of quantised experts, statistics and policies."""
+        return self.out / "calibration" if self.shared is None else self.shared
 
     def require_data(self) -> None:
         """Finds the items of every task before hours of work; one BadInput names all that is absent."""
@@ -421,6 +432,15 @@ def alone_in(out: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """One process after another: waits until none is inside a block with the same lock file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _budget(
     composition: Composition, moe: MoEModel, bits: float | None, expert_bits: float | None, widths: tuple[int, ...]
 ) -> BitBudget | None:
@@ -519,13 +539,11 @@ def _without_policy(composition: Composition) -> str:
     return "+".join(str(part) for part in composition.parts if part is not composition.policy)
 
 
-def _fit(part: Part, moe: MoEModel, data: CalibrationData, identity: str, out: Path) -> RoutingPolicy:
-    """The policy, learnt on the model that will run under it; kept under `out`."""
+def _fit(part: Part, moe: MoEModel, data: CalibrationData, identity: str, folder: Path) -> RoutingPolicy:
+    """The policy, learnt on the model that will run under it; kept under `folder`."""
     from mcbench.policy import fit
 
-    return fit(
-        str(part), part.method, moe, data, identity=identity, source=source_digest(part), folder=out / "calibration"
-    )
+    return fit(str(part), part.method, moe, data, identity=identity, source=source_digest(part), folder=folder)
 
 
 def _routing(

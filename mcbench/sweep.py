@@ -17,9 +17,10 @@ import textwrap
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from mcbench.catalogue import select_tasks
 from mcbench.composition import Composition, compose, defaults, method_strings
@@ -134,38 +135,107 @@ class Plan:
     layerwise: int = 0
 
 
+@dataclass(frozen=True)
+class Survey:
+    """Every cell of a grid before any is run, in its order: what its record depends on, and whether it can be run."""
+
+    keys: tuple[str, ...]
+    planned: tuple[Outcome, ...]
+
+
+class Worker(Protocol):
+    """Runs cells of one grid, which it knows by their place; the model is loaded."""
+
+    def survey(self) -> Survey:
+        """Looks at every cell and runs none."""
+
+    def run(self, places: Sequence[int]) -> Iterator[tuple[int, Outcome]]:
+        """Runs these cells and yields each with its outcome, once, as it is finished; the record is in `exam.out`."""
+
+
+class Engine(Protocol):
+    """Where the cells of a grid are run."""
+
+    def start(self, grid: Grid, exam: Exam) -> AbstractContextManager[Worker]:
+        """Who runs the cells, ready inside the block; BadInput where that cannot be."""
+
+
+class Local:
+    """One cell after another in this process."""
+
+    @contextmanager
+    def start(self, grid: Grid, exam: Exam) -> Iterator[Workplace]:
+        """The model is loaded when the block begins."""
+        yield Workplace(grid, exam)
+
+
+class Workplace:
+    """A grid and the model it is about, loaded in this process: the plain `Worker`."""
+
+    def __init__(self, grid: Grid, exam: Exam) -> None:
+        self.grid, self.cells, self.bench = grid, list(grid.cells()), _bench(grid, exam)
+
+    def survey(self) -> Survey:
+        """What no cell has to be run for."""
+        return Survey(
+            tuple(self.key(place) for place in range(len(self.cells))),
+            tuple(_planned(self.bench, self.grid, cell) for cell in self.cells),
+        )
+
+    def key(self, place: int) -> str:
+        """Everything that the cell's record depends on, as one digest."""
+        return _key(self.bench, self.grid, self.cells[place])
+
+    def run(self, places: Sequence[int]) -> Iterator[tuple[int, Outcome]]:
+        """One after another."""
+        for place in places:
+            yield place, _run(self.bench, self.grid, self.cells[place])
+
+
 def sweep(
-    grid: Grid, *, out: str | Path = "runs", allow_code_execution: bool = False, quiet: bool = True
+    grid: Grid,
+    *,
+    out: str | Path = "runs",
+    allow_code_execution: bool = False,
+    quiet: bool = True,
+    engine: Engine | None = None,
 ) -> tuple[Outcome, ...]:
     """Runs every cell of the grid that is not done yet and returns what became of each, in the order of the grid.
 
-    Raises UnknownName and BadInput for what is wrong with the grid as a whole, before anything is computed. A budget
-    that a method cannot reach is noted as out of reach; whatever else goes wrong in a cell is noted as failed.
+    Without an engine they run one after another in this process. Raises UnknownName and BadInput for what is wrong with
+    the grid as a whole, before anything is computed. A budget that a method cannot reach is noted as out of reach;
+    whatever else goes wrong in a cell is noted as failed.
     """
     cells = list(grid.cells())
     exam = _exam(grid, out, allow_code_execution)
-    with muted(quiet), alone_in(exam.out):
-        bench = _bench(grid, exam)
-        _require_some_in_reach(bench, grid, cells)
+    with muted(quiet), alone_in(exam.out), (engine or Local()).start(grid, exam) as worker:
+        survey = worker.survey()
+        _require_some_in_reach(survey, cells)
         journal = Journal(exam.out / JOURNAL)
-        outcomes = []
-        for cell in track(cells, len(cells), "sweep"):
-            key = _key(bench, grid, cell)
-            outcome = journal.finished(key)
-            if outcome is None:
-                outcome = _run(bench, grid, cell)
-                journal.note(key, outcome)
-            outcomes.append(outcome)
-    return tuple(outcomes)
+        outcomes: dict[str, Outcome] = {}
+        to_do: dict[str, int] = {}  # methods may be the same under two names
+        for place, (key, planned) in enumerate(zip(survey.keys, survey.planned, strict=True)):
+            finished = journal.finished(key)
+            if finished is not None:
+                outcomes[key] = finished
+            elif planned.state == "to do":
+                to_do.setdefault(key, place)
+            else:
+                journal.note(key, planned)
+                outcomes[key] = planned
+        for place, outcome in track(worker.run(tuple(to_do.values())), len(to_do), "sweep"):
+            journal.note(survey.keys[place], outcome)
+            outcomes[survey.keys[place]] = outcome
+    return tuple(outcomes[key] for key in survey.keys)
 
 
 def plan(grid: Grid, *, out: str | Path = "runs", quiet: bool = True) -> Plan:
     """What `sweep` would do, without doing it: the model is loaded and asked a few items, nothing is written."""
-    cells = list(grid.cells())
-    bench = _bench(grid, _exam(grid, out, False))
-    _require_some_in_reach(bench, grid, cells)
+    place = Workplace(grid, _exam(grid, out, False))
+    cells, bench, survey = place.cells, place.bench, place.survey()
+    _require_some_in_reach(survey, cells)
     journal = Journal(Path(out) / JOURNAL)
-    outcomes = tuple(journal.finished(_key(bench, grid, cell)) or _planned(bench, grid, cell) for cell in cells)
+    outcomes = tuple(journal.finished(key) or own for key, own in zip(survey.keys, survey.planned, strict=True))
     to_do = [cell for cell, outcome in zip(cells, outcomes, strict=True) if outcome.state == "to do"]
     seconds = _evaluation_seconds(bench) if to_do else None
     count = bench.moe.weight_count()
@@ -279,16 +349,13 @@ def _bench(grid: Grid, exam: Exam) -> Bench:
     return Bench.load(grid.model or defaults()["model"], grid.dtype, grid.device, exam)
 
 
-def _require_some_in_reach(bench: Bench, grid: Grid, cells: Sequence[Cell]) -> None:
+def _require_some_in_reach(survey: Survey, cells: Sequence[Cell]) -> None:
     """Raises BadInput where not one cell can be run, for then the grid itself is wrong."""
-    planned = [_planned(bench, grid, cell) for cell in cells]
-    if all(outcome.state == "out of reach" for outcome in planned):
-        raise BadInput(f"no cell of the grid can be run; the first, {cells[0]}: {planned[0].reason}")
+    if all(outcome.state == "out of reach" for outcome in survey.planned):
+        raise BadInput(f"no cell of the grid can be run; the first, {cells[0]}: {survey.planned[0].reason}")
 
 
 def _run(bench: Bench, grid: Grid, cell: Cell) -> Outcome:
-    if (planned := _planned(bench, grid, cell)).state != "to do":
-        return planned
     started = time.monotonic()
     try:
         budget = bench.budget(cell.composition, cell.bits, cell.expert_bits, grid.widths)

@@ -69,6 +69,7 @@ ORDER = (
     "gate",
     "pipeline",
     "sweep",
+    "ray_engine",
     "contract",
     "cli",
     "__main__",
