@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,9 +88,9 @@ def profile(
     """Profiles a model and writes `profile.json` into the folder where its run puts its record, or beside `record`.
 
     The model is made as `run` makes it: `method`, `bits`, `model` and the calibration arguments mean the same; without
-    a method it is taken as it is, which may be a packed folder. `record` is a run whose model is made again instead, and
-    must come out the same. `grid` as in `read_grid`; each cell is timed `repeats` times after `warmup` passes. Cells
-    that were finished are kept, so that the same call goes on where it was interrupted.
+    a method it is taken as it is, which may be a packed folder. `record` is a run whose model is made again instead,
+    and must come out the same. `grid` as in `read_grid`; each cell is timed `repeats` times after `warmup` passes.
+    Cells that were finished are kept, so that the same call goes on where it was interrupted.
 
     Raises BadInput and UnknownName for what cannot be done as asked. A cell that does not fit is a cell with a reason.
     """
@@ -291,10 +292,9 @@ class _Pass(NamedTuple):
 
 
 class _Failed(NamedTuple):
-    """Why a pass did not come to its end, and how many phases were finished before."""
+    """Why a pass did not come to its end."""
 
     reason: str
-    finished: int
 
 
 class Stopwatch:
@@ -306,6 +306,8 @@ class Stopwatch:
     def __init__(self, subject: _Subject, ids: Tensor, window: int, tick: Tick = time.perf_counter) -> None:
         self.subject, self.window, self.tick = subject, window, tick
         self.model: Any = subject.moe.model
+        last_only = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        self._asked = {"use_cache": True, **({"logits_to_keep": 1} if last_only else {})}
         self.ids = ids.to(subject.moe.device)
         self.meter = Meter(subject.moe)
         self._growth = 0.0  # bytes per token that a pass has taken at most
@@ -374,7 +376,7 @@ class Stopwatch:
                 return self._pass(shape, ways, finished, watched)
         except (RuntimeError, MemoryError, ImportError, NotImplementedError) as error:
             if out_of_memory(error):
-                reason = "out of memory"
+                reason = f"out of memory in {'decode' if finished else 'prefill'}"
             elif arm == "best":  # an implementation that this device or layout does not have
                 reason = f"{'/'.join(dict.fromkeys(ways))} does not run here: {first_sentence(error)}"
             else:
@@ -382,7 +384,7 @@ class Stopwatch:
         gc.collect()
         if self.subject.moe.device.type == "cuda":
             torch.cuda.empty_cache()
-        return _Failed(reason, len(finished))
+        return _Failed(reason)
 
     @contextmanager
     def _set(self, arm: ArmName) -> Iterator[None]:
@@ -395,7 +397,8 @@ class Stopwatch:
                     stack.enter_context(subject.policy.applied(subject.moe, subject.identity))
                 yield
         finally:
-            self.model.set_experts_implementation(IMPLEMENTATION if subject.moe.is_moe else EAGER)
+            if subject.moe.is_moe:
+                self.model.set_experts_implementation(IMPLEMENTATION)
 
     @torch.no_grad()
     def _pass(self, shape: Shape, ways: tuple[str, str], finished: list[PhaseName], watched: bool) -> _Pass:
@@ -423,10 +426,10 @@ class Stopwatch:
         return _Pass((middle - start, end - begin), (kv, cache_bytes(cache)), (peaks, later))
 
     def _forward(self, ids: Tensor, implementation: str, cache: Any) -> Any:
-        if self.model.config._experts_implementation != implementation:
+        if self.subject.moe.is_moe and self.model.config._experts_implementation != implementation:
             self.model.set_experts_implementation(implementation)
         past = {} if cache is None else {"past_key_values": cache}
-        return self.model(input_ids=ids, use_cache=True, logits_to_keep=1, **past).past_key_values
+        return self.model(input_ids=ids, **self._asked, **past).past_key_values
 
     def _now(self) -> float:
         if self.subject.moe.device.type != "cpu":
@@ -529,8 +532,8 @@ def packed_bytes(folder: Path, moe: MoEModel) -> tuple[dict[str, int], np.ndarra
 class Meter:
     """The most memory that is held between `open` and `peak`, and again between `again` and `peak`.
 
-    On CUDA the allocator's own count, allocated and reserved. On a CPU the peak of the resident set, which Linux resets on
-    demand, less what was resident when the meter was opened, plus the weights.
+    On CUDA the allocator's own count, allocated and reserved. On a CPU the peak of the resident set, which Linux resets
+    on demand, less what was resident when the meter was opened, plus the weights.
     """
 
     def __init__(self, moe: MoEModel) -> None:

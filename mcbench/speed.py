@@ -1,6 +1,6 @@
-"""What a model costs to run: time and memory of prefill and decode, cell by cell, beside transformers on the same device.
+"""What a model costs to run: time and memory of prefill and decode, cell by cell, beside transformers' own experts.
 
-A profile lies beside the record of the run whose model it measured, and carries its fingerprint; a record never changes.
+A profile lies beside the record of the run whose model it measured and carries its fingerprint; a record never changes.
 Speeds stand in one table only where device and machine agree.
 """
 
@@ -245,8 +245,8 @@ def find_profiles(sources: Iterable[Path]) -> dict[str, Profile]:
             profile, record = Profile.load_file(path), Record.load(beside)
             if profile.fingerprint != record.fingerprint:
                 raise BadInput(
-                    f"the profile {str(path)!r} is of another model ({profile.fingerprint[:12]}) than the record beside "
-                    f"it ({record.fingerprint[:12]}); make it again with `mcbench profile --record {path.parent}`"
+                    f"the profile {str(path)!r} is of another model ({profile.fingerprint[:12]}) than the record "
+                    f"beside it ({record.fingerprint[:12]}); make it again: `mcbench profile --record {path.parent}`"
                 )
             known = found.get(profile.fingerprint)
             if known is None or known.created < profile.created:
@@ -340,9 +340,12 @@ def _phase_table(profile: Profile, name: PhaseName) -> str:
         times = [phase.median, *((min(phase.seconds), max(phase.seconds)) if phase.seconds else (None, None))]
         speed, eager, ratio, noise = _speed(cell, name)
         rows.append(
-            [str(cell.shape), *("" if t is None else f"{1000 * t:.1f}" for t in times), speed, eager, ratio]
-            + [best.implementation if best.seconds else "", noise, megabytes(phase.peak_bytes)]
-            + [megabytes(phase.kv_bytes)]
+            [
+                str(cell.shape),
+                *("" if t is None else f"{1000 * t:.1f}" for t in times),
+                *(speed, eager, ratio, best.implementation if best.seconds else "", noise),
+                *(megabytes(phase.peak_bytes), megabytes(phase.kv_bytes)),
+            ]
         )
         for arm in cell.arms:
             if arm.name != "again" and (reason := arm.phase(name).reason):
@@ -366,7 +369,8 @@ def within(ratio: float, noise: float) -> bool:
 
 
 def _notes(profile: Profile) -> str:
-    stored = ", ".join(f"{name} {megabytes(size)}" for name, size in profile.stored_bytes.items())
+    parts = ", ".join(f"{name} {megabytes(size)}" for name, size in profile.stored_bytes.items())
+    held, file = megabytes(profile.weight_bytes), megabytes(sum(profile.stored_bytes.values()))
     active = [profile.active_stored_bytes, profile.active_weight_bytes]
     load, warm = profile.load, f"{profile.warmup} before them to warm up"
     lines = {
@@ -383,9 +387,8 @@ def _notes(profile: Profile) -> str:
         "loading": f"{megabytes(load.held_bytes)} MB held when loaded, {megabytes(load.peak_bytes)} MB at the peak"
         if load.held_bytes is not None
         else "",
-        "weights": f"{megabytes(profile.weight_bytes)} MB in memory; file of {megabytes(sum(profile.stored_bytes.values()))} "
-        f"MB: {stored}",
-        "active": f"{megabytes(active[1])} MB of weights read per token of a prompt, {megabytes(active[0])} MB as stored"
+        "weights": f"{held} MB in memory; file of {file} MB: {parts}",
+        "active": f"{megabytes(active[1])} MB of weights read per token of a prompt; stored {megabytes(active[0])} MB"
         if active[0] is not None
         else "",
         "decoded": DEQUANTISED,

@@ -154,6 +154,21 @@ def test_a_packed_folder_is_counted_to_the_byte(tiny: Path, tmp_path: Path) -> N
     assert again.stored_bytes == sizes and again.baseline == "the same weights"
 
 
+@pytest.mark.parametrize("architecture", ["qwen2_moe", "deepseek_v3", "gpt_oss", "qwen3_next"])
+def test_any_architecture_is_profiled(architecture: str, tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model", architecture)
+    found = profile("uniform+rtn", expert_bits=3, model=str(folder), grid="2x16+2", repeats=1, out=tmp_path, **FEW)
+    cell = found.cells[0]
+    assert all(arm.phase(phase).seconds for arm in cell.arms for phase in PHASES)
+    assert len({arm.decode.kv_bytes for arm in cell.arms}) == 1 and cell.phase("subject", "decode").kv_bytes
+
+
+def test_a_dense_model_is_profiled_too(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model", "llama")
+    found = profile(model=str(folder), grid="2x16+2", repeats=1, out=tmp_path)
+    assert found.cells[0].phase("subject", "decode").seconds and found.active_weight_bytes is None
+
+
 def test_weights_are_exchanged_bit_for_bit(tiny: Path, tmp_path: Path) -> None:
     bench = Bench(load_model(str(tiny)), Exam((), tmp_path, None, False))
     composition = compose("uniform+rtn")
@@ -184,7 +199,7 @@ def test_memory_that_runs_out_is_a_reason(tiny: Path, tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(Stopwatch, "_forward", small)
     found = profile(model=str(tiny), grid="1x24+2,2x24+2,1x8+2", repeats=1, out=tmp_path)
-    assert [cell.phase("subject", "prefill").reason for cell in found.cells] == ["", "out of memory", ""]
+    assert [cell.phase("subject", "prefill").reason for cell in found.cells] == ["", "out of memory in prefill", ""]
     assert found.complete and found.cells[1].ratio("prefill", "eager") is None
 
 
