@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from mcbench.model import load_model as load_model
     from mcbench.pipeline import run as run
     from mcbench.policy import RoutingPolicy as RoutingPolicy
+    from mcbench.profiling import profile as profile
     from mcbench.quantization import QuantizedTensor as QuantizedTensor
     from mcbench.record import Record as Record
+    from mcbench.speed import Profile as Profile
     from mcbench.task import Task as Task
     from mcbench.versus import compare as compare
 
@@ -32,12 +34,14 @@ _HOMES = {
     "CalibrationStats": "mcbench.calibration",
     "Method": "mcbench.method",
     "MoEModel": "mcbench.model",
+    "Profile": "mcbench.speed",
     "QuantizedTensor": "mcbench.quantization",
     "Record": "mcbench.record",
     "RoutingPolicy": "mcbench.policy",
     "Task": "mcbench.task",
     "compare": "mcbench.versus",
     "load_model": "mcbench.model",
+    "profile": "mcbench.profiling",
     "run": "mcbench.pipeline",
 }
 

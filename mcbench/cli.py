@@ -1,4 +1,4 @@
-"""The command line: `mcbench run`, `sweep`, `compare`, `list`, `show`, `check`, `data`, `score`, `leaderboard`."""
+"""The command line: `mcbench run`, `sweep`, `compare`, `profile`, `list`, `show`, `check`, `data`, and so on."""
 
 from __future__ import annotations
 
@@ -190,6 +190,19 @@ def _compare(options: argparse.Namespace) -> int:
     return DONE if verdict is None else {"passed": DONE, "failed": FAILED, "cannot tell": CANNOT_TELL}[verdict.outcome]
 
 
+def _profile(options: argparse.Namespace) -> int:
+    from mcbench.profiling import profile
+    from mcbench.speed import profile_table
+
+    names = ("method", "bits", "expert_bits", "model", "record", "calibration", "samples", "length", "seed", "device",
+             "dtype", "grid", "warmup", "repeats", "out")  # fmt: skip
+    asked = {name: value for name in names if (value := getattr(options, name)) is not None}
+    quiet = options.quiet or options.json
+    found = profile(**asked, widths=_widths(options.widths), quiet=quiet, command=sys.argv)
+    print(found.to_json() if options.json else profile_table(found))
+    return DONE
+
+
 def _leaderboard(options: argparse.Namespace) -> int:
     from mcbench.leaderboard import leaderboard
 
@@ -231,6 +244,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_sweep(commands)
     _add_compare(commands)
+    _add_profile(commands)
 
     board = _command(commands, "leaderboard", _leaderboard, "records in, tables out")
     board.add_argument("records", nargs="*", default=["runs"], help="records or folders of them")
@@ -325,6 +339,33 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     versus.add_argument("--perplexity-margin", type=float, metavar="P", help="per cent it may rise (default: 1)")
     versus.add_argument("--each", action="store_true", help="the margin holds for every task by itself")
     versus.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def _add_profile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from mcbench.composition import defaults
+
+    cost = _command(commands, "profile", _profile, "time and memory of prefill and decode, beside transformers")
+    cost.add_argument("--record", metavar="RUN", help="profile the model of this run, and write beside its record")
+    cost.add_argument("--method", metavar="STRING", help="as for run (default: none, the model as it is)")
+    budget = cost.add_mutually_exclusive_group()
+    budget.add_argument("--bits", type=float, metavar="B", help="average bits as the papers label it")
+    budget.add_argument("--expert-bits", type=float, metavar="B", help="average bits over routed experts alone")
+    cost.add_argument("--widths", default="1,2,3", metavar="LIST", help="candidate widths of an expert, in bits")
+    text = f"a name, folder (also one that --save wrote) or hub id (default: {defaults()['model']})"
+    cost.add_argument("--model", metavar="NAME", help=text)
+    grid = "cells BATCHxPROMPT+OUTPUT by commas, / between values (default: batch 1, 8 and 16 on 512 to 4096 tokens)"
+    cost.add_argument("--grid", metavar="LIST", help=grid)
+    cost.add_argument("--repeats", type=int, default=5, metavar="N", help="timed passes of each arm")
+    cost.add_argument("--warmup", type=int, default=1, metavar="N", help="passes before them")
+    cost.add_argument("--calibration", metavar="FILE", help="text to calibrate on and to run: .txt, .json or .jsonl")
+    cost.add_argument("--samples", type=int, metavar="N", help="calibration sequences")
+    cost.add_argument("--length", type=int, metavar="T", help="tokens in a calibration sequence")
+    cost.add_argument("--seed", type=int, help="of everything that is random (default: 0)")
+    cost.add_argument("--device", default="cpu", help="a torch device")
+    cost.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    cost.add_argument("--out", default="runs", metavar="DIR", help="where runs are")
+    cost.add_argument("--json", action="store_true", help="print the profile instead of tables")
+    cost.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def _command(

@@ -13,15 +13,17 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mcbench.errors import BadInput, CheckFailed
 from mcbench.files import write_whole
 from mcbench.record import FILE_NAME, Record, Result
 from mcbench.report import bit_figure, is_share, metric_name, with_error
+from mcbench.speed import DEQUANTISED, Profile, SpeedTable, find_profiles, speed_lines, speed_tables
 
 MARKDOWN, CSV, LATEX = "README.md", "leaderboard.csv", "leaderboard.tex"
+SPEED_CSV = "speed.csv"  # only where there are profiles
 NOTES = "notes.md"
 CLEAR_ERRORS = 2  # standard errors beyond which a paired difference is marked
 SAME_BASELINE = 1e-3  # relative: two machines may differ that much in the score of the same uncompressed model
@@ -46,9 +48,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Records that may be compared, the uncompressed model first, then by falling stored bits."""
+    """Records that may be compared, the uncompressed model first, then by falling stored bits.
+
+    profiles: what the models cost to run, by the fingerprint of their record.
+    """
 
     records: tuple[Record, ...]
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -97,7 +103,8 @@ def leaderboard(sources: Iterable[Path], out: Path, *, check: bool = False) -> l
     Returns what there is to say about it, line by line. Raises BadInput where no whole record is found or one cannot
     be read, CheckFailed where a file in `out` is not, byte for byte, what the records give.
     """
-    tables, notes = tabulate_records(find_records(sources))
+    sources = list(sources)
+    tables, notes = tabulate_records(find_records(sources), find_profiles(sources))
     files = render(tables, notes, _beside(out))
     if check:
         _compare(files, out)
@@ -122,7 +129,9 @@ def find_records(sources: Iterable[Path]) -> list[Record]:
     return list(found.values())
 
 
-def tabulate_records(records: Sequence[Record]) -> tuple[list[Table], list[str]]:
+def tabulate_records(
+    records: Sequence[Record], profiles: Mapping[str, Profile] | None = None
+) -> tuple[list[Table], list[str]]:
     """The tables that the records make, and what was left out of them and why.
 
     Raises BadInput where nothing is left, or where the same uncompressed model scored differently in two records.
@@ -141,7 +150,7 @@ def tabulate_records(records: Sequence[Record]) -> tuple[list[Table], list[str]]
     ]
     if not kept:
         raise BadInput("; ".join(["there is no complete record to make a table of", *notes]))
-    tables = [Table(tuple(members)) for members in _grouped(sorted(kept, key=_rank))]
+    tables = [Table(tuple(members), profiles or {}) for members in _grouped(sorted(kept, key=_rank))]
     for table in tables:
         require_one_baseline(table)
     return tables, notes
@@ -152,7 +161,9 @@ def render(tables: Sequence[Table], notes: Sequence[str] = (), beside: str = "")
 
     `beside` is Markdown that stands above the tables.
     """
-    return {MARKDOWN: _markdown(tables, notes, beside), CSV: _csv(tables), LATEX: _latex(tables)}
+    files = {MARKDOWN: _markdown(tables, notes, beside), CSV: _csv(tables), LATEX: _latex(tables)}
+    speeds = [(at, speed) for at, table in enumerate(tables, 1) for speed in _speeds(table)]
+    return files | ({SPEED_CSV: _written(speed_lines(speeds))} if speeds else {})
 
 
 def is_clear(result: Result) -> bool:
@@ -398,7 +409,23 @@ def _markdown(tables: Sequence[Table], notes: Sequence[str], beside: str) -> str
         if differences := _differences(table):
             heads = ["method", *BITS, *_task_heads(table)]
             lines += ["", *DIFFERENCES, "", pipe_table(heads, differences)]
+        for speed in _speeds(table):
+            lines += ["", *_speed_title(speed), "", pipe_table(speed.HEADS, speed.lines())]
     return "\n".join(lines) + "\n"
+
+
+def _speeds(table: Table) -> list[SpeedTable]:
+    return speed_tables(table.records, table.profiles)
+
+
+def _speed_title(speed: SpeedTable) -> list[str]:
+    return [
+        f"### Speed and memory on {speed.machine}",
+        "",
+        f"Cell {speed.shape} (batch x prompt + output): median tokens per second of all sequences, over transformers'",
+        "eager experts and over its fastest experts implementation, uncompressed, in the same run. A/A is the same",
+        f"model against itself; a ratio no further from 1 has a tilde. {DEQUANTISED[0].upper()}{DEQUANTISED[1:]}.",
+    ]
 
 
 def _latex(tables: Sequence[Table]) -> str:
@@ -411,12 +438,21 @@ def _latex(tables: Sequence[Table]) -> str:
         written = tabulate(_rows(table), heads, tablefmt="latex_booktabs", disable_numparse=True, colalign=align)
         facts = "; ".join(_facts(table))
         lines += ["", f"% {_title(table)}: {facts}", str(written).replace("±", "$\\pm$")]
+        for speed in _speeds(table):
+            align = ["left"] + ["right"] * (len(speed.HEADS) - 1)
+            written = tabulate(
+                speed.lines(), speed.HEADS, tablefmt="latex_booktabs", disable_numparse=True, colalign=align
+            )
+            lines += ["", f"% {speed.shape} on {speed.machine}", str(written).replace("÷", "$\\div$")]
     return "\n".join(lines) + "\n"
 
 
 def _csv(tables: Sequence[Table]) -> str:
     """One line for each score: what spreadsheets and data frames read best."""
-    lines = [_csv_line(at, table, record, cell) for at, table, record, cell in _cells(tables)]
+    return _written([_csv_line(at, table, record, cell) for at, table, record, cell in _cells(tables)])
+
+
+def _written(lines: Sequence[Mapping[str, object]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]) if lines else [], lineterminator="\n")
     writer.writeheader()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mcbench.compression import CompressedModel, Sizes
+    from mcbench.evaluation import LanguageModel
     from mcbench.fidelity import Reading
     from mcbench.layerwise import LayerwiseStore
     from mcbench.model import MoEModel
@@ -234,6 +235,21 @@ class Bench:
             there = read(self.moe, self._windows)
         return fidelity(self._reading, there, self.moe.experts, self._text)
 
+    def compress(
+        self, composition: Composition, budget: BitBudget, data: CalibrationData, seed: int = 0
+    ) -> tuple[Compressed, CompressedModel]:
+        """The model compressed as a run would, not evaluated; the second value gives it its own weights back."""
+        store, stats = self._calibrate(composition, data, budget)
+        allocation = composition.allocator.allocate(stats, budget)
+        return _compress(self.moe, budget, allocation, store, stats, data, seed, _without_policy(composition), None)
+
+    def title(self, composition: Composition, budget: BitBudget | None, seed: int) -> str:
+        """How the folder of a run is called."""
+        seeded = f" seed {seed}" if seed else ""
+        if composition.policy is not None:
+            return f"{composition} {budget.asked if budget else 16:g}{seeded}"
+        return f"{_without_policy(composition)} {budget.asked:g}{seeded}" if budget else "uncompressed"
+
     def _calibrate(
         self, composition: Composition, data: CalibrationData, budget: BitBudget
     ) -> tuple[ExpertStore, CalibrationStats]:
@@ -273,7 +289,7 @@ class Bench:
 
         quantizer = composition.owner("quantize")
         name = f"{quantizer} {source_digest(quantizer)}"
-        codes = LayerwiseStore(self.moe, data, quantizer.method, name, allocation, folder=self.exam.out / "calibration")
+        codes = LayerwiseStore(self.moe, data, quantizer.method, name, allocation, folder=self.exam.calibration)
         codes.prepare()
         return codes
 
@@ -337,20 +353,20 @@ class Exam:
         if absent:
             raise BadInput("\n".join(dict.fromkeys(absent)))
 
+    def place(self, moe: MoEModel, title: str, fingerprint: str) -> Path:
+        """The folder of the samples and the record of a model."""
+        key = hashlib.sha256(f"{fingerprint} {self.limit}".encode()).hexdigest()[:10]
+        return self.out / f"{_slug(Path(moe.name).name)}-{_slug(title)}-{key}"
+
     def take(self, moe: MoEModel, identity: str, title: str, policy: RoutingPolicy | None = None) -> Answers:
         """Evaluates the model, under a policy if one is given; samples that an interrupted run answered are kept."""
-        from mcbench.evaluation import LanguageModel
-
         with ExitStack() as stack:
             counter = None
-            ways: dict[str, bool] = {}
             if policy is not None:
                 counter = _Counter(stack.enter_context(policy.applied(moe, identity)))
-                identity = hashlib.sha256(f"{identity} {policy.key}".encode()).hexdigest()
-                ways = {"prefix_sharing": policy.method.prefix_cacheable, "causal": policy.method.causal}
-            lm = LanguageModel(moe.model, moe.tokenizer, identity=identity, **ways)
-            key = hashlib.sha256(f"{lm.fingerprint} {self.limit}".encode()).hexdigest()[:10]
-            folder = self.out / f"{_slug(Path(moe.name).name)}-{_slug(title)}-{key}"
+            lm = language_model(moe, identity, policy)
+            identity = lm.identity
+            folder = self.place(moe, title, lm.fingerprint)
             scores = []
             for task in self.tasks:
                 sink = folder / f"{task.protocol}.jsonl"
@@ -378,6 +394,19 @@ class Exam:
                 counter.total if counter is not None else None,
                 tuple(counter.uncounted) if counter is not None else (),
             )
+
+
+def language_model(
+    moe: MoEModel, identity: str, policy: RoutingPolicy | None = None, *, check: bool = True
+) -> LanguageModel:
+    """The model of that identity as the tasks see it, its fingerprint that of its record."""
+    from mcbench.evaluation import LanguageModel
+
+    ways: dict[str, bool] = {}
+    if policy is not None:
+        identity = hashlib.sha256(f"{identity} {policy.key}".encode()).hexdigest()
+        ways = {"prefix_sharing": policy.method.prefix_cacheable, "causal": policy.method.causal}
+    return LanguageModel(moe.model, moe.tokenizer, identity=identity, check=check, **ways)
 
 
 class _Counter:

@@ -340,9 +340,7 @@ class Record:
 
     def to_json(self) -> str:
         """The record as it stands in its file; numbers that are not finite are written as text."""
-        content = _plain(self)
-        whole = {"schema": SCHEMA, "digest": _digest(content), **content}
-        return json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return seal(self, SCHEMA)
 
     @classmethod
     def from_json(cls, text: str, where: str = "the record") -> Record:
@@ -379,6 +377,26 @@ class Record:
 # -- a record as plain JSON values, and back
 
 
+def seal(value: Any, schema: int) -> str:
+    """The JSON file of a frozen dataclass: schema, digest of the contents, contents."""
+    content = _plain(value)
+    whole = {"schema": schema, "digest": _digest(content), **content}
+    return json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_sealed(kind: type[T], text: str, where: str, schema: int, what: str) -> T:
+    """What `seal` wrote, of a class that has had one schema; `what` names the class in a message.
+
+    Raises BadInput for text that is cut short or something else, another schema, or contents that were changed.
+    """
+    content = _unchanged(text, where, schema, what)[0]
+    try:
+        found: T = _read(kind, content, "")
+    except _Misfit as error:
+        raise BadInput(f"{where} is not a {what} of schema {schema}: {error}") from None
+    return found
+
+
 class _Misfit(Exception):
     """Where the contents of a record do not fit its fields."""
 
@@ -395,26 +413,32 @@ _ADDED_TO_RESULT = ("outcomes", "weights", "clusters")  # likewise, where they a
 
 def _content(text: str, where: str) -> dict[str, Any]:
     """The contents of a record's file, checked against their digest and brought to the schema of today."""
+    whole, schema = _unchanged(text, where, SCHEMA, "record")
+    while schema < SCHEMA:
+        if schema not in _MIGRATIONS:
+            raise BadInput(f"{where} is of schema {schema}, which never was")
+        whole, schema = _MIGRATIONS[schema](whole), schema + 1
+    return dict(whole)
+
+
+def _unchanged(text: str, where: str, newest: int, what: str) -> tuple[dict[str, Any], int]:
+    """The contents of a file that `seal` wrote, proven by their digest, and their schema."""
     try:
         whole: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{where} is damaged or cut short ({error}); make it again") from None
     if not isinstance(whole, dict) or type(whole.get("schema")) is not int or "digest" not in whole:
-        raise BadInput(f"{where} is not a record: it has no schema number and digest")
+        raise BadInput(f"{where} is not a {what}: it has no schema number and digest")
     schema, digest = whole.pop("schema"), whole.pop("digest")
-    if schema > SCHEMA:
-        raise BadInput(f"{where} is of schema {schema}, this mcbench knows up to {SCHEMA}: upgrade it")
+    if schema > newest:
+        raise BadInput(f"{where} is of schema {schema}, this mcbench knows up to {newest}: upgrade it")
     try:
         unchanged = _digest(whole) == digest
     except ValueError:  # numbers that JSON does not know, or half a character
         unchanged = False
     if not unchanged:
         raise BadInput(f"{where} was changed after it was written: its contents do not match its digest")
-    while schema < SCHEMA:
-        if schema not in _MIGRATIONS:
-            raise BadInput(f"{where} is of schema {schema}, which never was")
-        whole, schema = _MIGRATIONS[schema](whole), schema + 1
-    return dict(whole)
+    return whole, schema
 
 
 def _digest(content: Any) -> str:
