@@ -155,7 +155,7 @@ def render(
 
     `beside` is Markdown that stands above the tables; `significance` is drawn in the page for the models it is of.
     """
-    html = page([_sheet(table) for table in tables], notes, significance)
+    html = page([sheet(table) for table in tables], notes, significance)
     return {MARKDOWN: _markdown(tables, notes, beside), CSV: _csv(tables), LATEX: _latex(tables), HTML: html}
 
 
@@ -410,11 +410,11 @@ def _markdown(tables: Sequence[Table], notes: Sequence[str], beside: str) -> str
     return "\n".join(lines) + "\n"
 
 
-def _sheet(table: Table) -> Sheet:
+def sheet(table: Table) -> Sheet:
     """A table as the page wants it: every figure beside the number it was written from."""
     columns, means = table.columns, table.means()
     tasks = [Head(c.task, c.metric + _count(c), True, _higher(table, c), c.protocol) for c in columns]
-    averages = [Head(f"mean of {len(members)}", metric, True) for metric, members in means.items()]
+    averages = [Head(f"mean {metric} of {len(members)}", plotted=True) for metric, members in means.items()]
     lines = []
     for record in table.records:
         cells = [table.cell(record, column) for column in columns]
