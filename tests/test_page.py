@@ -79,7 +79,7 @@ def runs() -> tuple[Record, ...]:
 
 
 def again(result: Result, source: Result) -> Result:
-    return scored(result, source.outcomes)
+    return scored(result, getattr(source, "outcomes", ()))
 
 
 STATISTICS = (
