@@ -1,4 +1,4 @@
-"""The command line: `mcbench run`, `sweep`, `compare`, `profile`, `list`, `show`, `check`, `data`, and so on."""
+"""The command line: `mcbench run`, `sweep`, `compare`, `leaderboard`, `figure`, `profile`, `list`, `show` and more."""
 
 from __future__ import annotations
 
@@ -213,6 +213,24 @@ def _leaderboard(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _figure(options: argparse.Namespace) -> int:
+    from mcbench.composition import method_strings
+    from mcbench.figure import figure
+
+    said = figure(
+        options.kind,
+        [Path(p) for p in options.records],
+        Path(options.out or f"{options.kind}.svg"),
+        table=options.table,
+        score=options.score,
+        methods=method_strings(options.methods) if options.methods else (),
+        bits=options.bits,
+        statistics=Path(options.statistics),
+    )
+    print(said)
+    return DONE
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mcbench",
@@ -250,6 +268,16 @@ def _parser() -> argparse.ArgumentParser:
     board.add_argument("records", nargs="*", default=["runs"], help="records or folders of them")
     board.add_argument("--out", default="leaderboards", metavar="DIR", help="where the tables go")
     board.add_argument("--check", action="store_true", help="write nothing; fail if the tables in DIR are not these")
+
+    drawn = _command(commands, "figure", _figure, "records in, a figure for print out")
+    drawn.add_argument("kind", help="tradeoff (a score against stored bits), allocation or significance of experts")
+    drawn.add_argument("records", nargs="*", default=["runs"], help="records or folders of them")
+    drawn.add_argument("--out", metavar="FILE", help="ends in .svg or .png (default: the kind, as SVG)")
+    drawn.add_argument("--table", type=int, metavar="N", help="which table of the leaderboard, from 1")
+    drawn.add_argument("--score", default="", metavar="NAME", help="a task or mean to draw (default: the first)")
+    drawn.add_argument("--methods", default="", metavar="LIST", help="method strings, by commas (default: all)")
+    drawn.add_argument("--bits", type=float, metavar="B", help="runs that were asked for this budget only")
+    drawn.add_argument("--statistics", default="leaderboards", metavar="DIR", help="where those of experts stand")
     return parser
 
 

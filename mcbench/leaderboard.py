@@ -18,11 +18,12 @@ from pathlib import Path
 
 from mcbench.errors import BadInput, CheckFailed
 from mcbench.files import write_whole
+from mcbench.page import Cell, Head, Line, Sheet, Significance, page, read_significance
 from mcbench.record import FILE_NAME, Record, Result
 from mcbench.report import bit_figure, is_share, metric_name, with_error
 from mcbench.speed import DEQUANTISED, Profile, SpeedTable, find_profiles, speed_lines, speed_tables
 
-MARKDOWN, CSV, LATEX = "README.md", "leaderboard.csv", "leaderboard.tex"
+MARKDOWN, CSV, LATEX, HTML = "README.md", "leaderboard.csv", "leaderboard.tex", "leaderboard.html"
 SPEED_CSV = "speed.csv"  # only where there are profiles
 NOTES = "notes.md"
 CLEAR_ERRORS = 2  # standard errors beyond which a paired difference is marked
@@ -105,7 +106,7 @@ def leaderboard(sources: Iterable[Path], out: Path, *, check: bool = False) -> l
     """
     sources = list(sources)
     tables, notes = tabulate_records(find_records(sources), find_profiles(sources))
-    files = render(tables, notes, _beside(out))
+    files = render(tables, notes, _beside(out), read_significance(out))
     if check:
         _compare(files, out)
         return [f"{out}: {len(files)} files are what the records give"]
@@ -156,12 +157,15 @@ def tabulate_records(
     return tables, notes
 
 
-def render(tables: Sequence[Table], notes: Sequence[str] = (), beside: str = "") -> dict[str, str]:
+def render(
+    tables: Sequence[Table], notes: Sequence[str] = (), beside: str = "", significance: Sequence[Significance] = ()
+) -> dict[str, str]:
     """The contents of every file of the leaderboard, by name: the same records give the same bytes.
 
-    `beside` is Markdown that stands above the tables.
+    `beside` is Markdown that stands above the tables; `significance` is drawn in the page for the models it is of.
     """
-    files = {MARKDOWN: _markdown(tables, notes, beside), CSV: _csv(tables), LATEX: _latex(tables)}
+    html = page([sheet(table) for table in tables], notes, significance)
+    files = {MARKDOWN: _markdown(tables, notes, beside), CSV: _csv(tables), LATEX: _latex(tables), HTML: html}
     speeds = [(at, speed) for at, table in enumerate(tables, 1) for speed in _speeds(table)]
     return files | ({SPEED_CSV: _written(speed_lines(speeds))} if speeds else {})
 
@@ -316,7 +320,12 @@ def _heads(table: Table) -> list[str]:
 
 
 def _task_heads(table: Table) -> list[str]:
-    return [f"{c.task} ({c.metric}{', n = ' if c.n else ''}{'-'.join(map(str, _ends(c.n)))})" for c in table.columns]
+    return [f"{c.task} ({c.metric}{_count(c)})" for c in table.columns]
+
+
+def _count(column: Column) -> str:
+    """On how many items, after a comma; nothing where that is unknown."""
+    return f"{', n = ' if column.n else ''}{'-'.join(map(str, _ends(column.n)))}"
 
 
 def _ends(values: Sequence[int]) -> Sequence[int]:
@@ -426,6 +435,67 @@ def _speed_title(speed: SpeedTable) -> list[str]:
         "eager experts and over its fastest experts implementation, uncompressed, in the same run. A/A is the same",
         f"model against itself; a ratio no further from 1 has a tilde. {DEQUANTISED[0].upper()}{DEQUANTISED[1:]}.",
     ]
+
+
+def sheet(table: Table) -> Sheet:
+    """A table as the page wants it: every figure beside the number it was written from."""
+    columns, means = table.columns, table.means()
+    tasks = [Head(c.task, c.metric + _count(c), True, _higher(table, c), c.protocol) for c in columns]
+    averages = [Head(f"mean {metric} of {len(members)}", plotted=True) for metric, members in means.items()]
+    lines = []
+    for record in table.records:
+        cells = [table.cell(record, column) for column in columns]
+        lines.append(
+            Line(
+                record,
+                _method(table, record),
+                (
+                    *_bit_cells(record),
+                    *(_score(cell) for cell in cells),
+                    *(_mean_cell(table, record, members) for members in means.values()),
+                ),
+                tuple(_change(cell) for cell in cells),
+                _uncompressed(record),
+            )
+        )
+    heads = (*map(Head, BITS), *tasks, *averages)
+    facts = (*_facts(table), ", ".join(column.protocol for column in columns))
+    return Sheet(_title(table), facts, heads, tuple(lines), BITS.index("stored"), tuple(tasks))
+
+
+def _higher(table: Table, column: Column) -> bool:
+    return any(cell.higher_is_better for record in table.records if (cell := table.cell(record, column)) is not None)
+
+
+def _bit_cells(record: Record) -> list[Cell]:
+    bits = record.bits
+    figures = (bits.asked, bits.expert, bits.label, bits.whole_model, bits.stored)
+    return [Cell(shown, value) for shown, value in zip(_bits(record), figures, strict=True)]
+
+
+def _score(result: Result | None) -> Cell:
+    if result is None:
+        return Cell()
+    return _scaled(result, with_error(result, result.value, result.standard_error), result.value, result.standard_error)
+
+
+def _change(result: Result | None) -> Cell:
+    if result is None:
+        return Cell()
+    return _scaled(result, _difference(result), result.difference, result.difference_error)
+
+
+def _mean_cell(table: Table, record: Record, columns: Sequence[Column]) -> Cell:
+    found, example = table.mean(record, columns), table.cell(record, columns[0])
+    if found is None or example is None:
+        return Cell()
+    return _scaled(example, _mean(table, record, columns), *found)
+
+
+def _scaled(result: Result, shown: str, value: float | None, error: float | None) -> Cell:
+    """A figure with its numbers in the unit in which it is shown: shares in per cent."""
+    scale = 100 if is_share(result) else 1
+    return Cell(shown, None if value is None else scale * value, None if error is None else scale * error)
 
 
 def _latex(tables: Sequence[Table]) -> str:

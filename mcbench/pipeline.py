@@ -175,7 +175,6 @@ class Bench:
     ) -> tuple[Record, Path]:
         """One run on the model, which is its old self when this is over; the record, and the file it was written to."""
         moe, plain = self.moe, _without_policy(composition)
-        seeded = f" seed {seed}" if seed else ""  # where the seed changes nothing, each record has its own place
         with clock.stage("evaluate 16 bits"):
             before = self.baseline()
             self._read_original()
@@ -192,7 +191,7 @@ class Bench:
                     learnt, compressed = _compress(moe, budget, allocation, codes, stats, data, seed, plain, save)
                 stack.enter_context(compressed)
                 with clock.stage("evaluate"):
-                    after = self.exam.take(moe, learnt.identity, f"{plain} {budget.asked:g}{seeded}")
+                    after = self.exam.take(moe, learnt.identity, self._plain_title(composition, budget, seed))
             learnt = learnt or _unchanged(moe)
             if composition.policy is not None:
                 assert data is not None
@@ -201,8 +200,7 @@ class Bench:
                     if save is not None:
                         policy.save(Path(save) / POLICY_FOLDER)
                 with clock.stage("evaluate pruned"):
-                    title = f"{composition} {budget.asked if budget else 16:g}{seeded}"
-                    pruned = self.exam.take(moe, learnt.identity, title, policy)
+                    pruned = self.exam.take(moe, learnt.identity, self.title(composition, budget, seed), policy)
                 routing, after = _routing(policy, moe, learnt, pruned, after), pruned
             with clock.stage("fidelity"):
                 distance = self._fidelity(learnt.identity, policy) if after is not before else None
@@ -241,14 +239,18 @@ class Bench:
         """The model compressed as a run would, not evaluated; the second value gives it its own weights back."""
         store, stats = self._calibrate(composition, data, budget)
         allocation = composition.allocator.allocate(stats, budget)
-        return _compress(self.moe, budget, allocation, store, stats, data, seed, _without_policy(composition), None)
+        codes = self._layerwise(composition, data, allocation) if composition.layerwise else store
+        return _compress(self.moe, budget, allocation, codes, stats, data, seed, _without_policy(composition), None)
 
     def title(self, composition: Composition, budget: BitBudget | None, seed: int) -> str:
-        """How the folder of a run is called."""
-        seeded = f" seed {seed}" if seed else ""
-        if composition.policy is not None:
-            return f"{composition} {budget.asked if budget else 16:g}{seeded}"
-        return f"{_without_policy(composition)} {budget.asked:g}{seeded}" if budget else "uncompressed"
+        """How the folder of a run is called; where the seed changes nothing, each run still has its own place."""
+        if composition.policy is None:
+            return self._plain_title(composition, budget, seed)
+        return f"{composition} {budget.asked if budget else 16:g}{_seeded(seed)}"
+
+    def _plain_title(self, composition: Composition, budget: BitBudget | None, seed: int) -> str:
+        """The same for the weights alone, under the router's own choice."""
+        return f"{_without_policy(composition)} {budget.asked:g}{_seeded(seed)}" if budget else UNCOMPRESSED
 
     def _calibrate(
         self, composition: Composition, data: CalibrationData, budget: BitBudget
@@ -702,6 +704,10 @@ def source_digest(part: Part) -> str:
     """SHA-256 of the file that defines a method, empty where an installed package does."""
     source = METHODS.source(part.name)
     return hashlib.sha256(source.read_bytes()).hexdigest() if source else ""
+
+
+def _seeded(seed: int) -> str:
+    return f" seed {seed}" if seed else ""
 
 
 def _slug(text: str) -> str:

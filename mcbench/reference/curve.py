@@ -155,7 +155,7 @@ def picture(curve: Path, out: Path) -> None:
 
 @contextmanager
 def drawing(out: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of so many inches to draw on, then written as SVG: what is drawn alike is the same file.
+    """A figure of so many inches to draw on, then written as SVG, or PNG if `out` says so: equal drawings, equal files.
 
     Raises NotInstalled where matplotlib is absent.
     """
@@ -168,7 +168,10 @@ def drawing(out: Path, width: float, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         written = io.BytesIO()
-        figure.savefig(written, format="svg", metadata={"Date": None})
+        if out.suffix == ".png":
+            figure.savefig(written, format="png", metadata={"Software": None}, dpi=300)
+        else:
+            figure.savefig(written, format="svg", metadata={"Date": None})
     write_whole(out, written.getvalue())
 
 
