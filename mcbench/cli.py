@@ -1,4 +1,5 @@
-"""The command line: `mcbench run`, `sweep`, `compare`, `list`, `show`, `check`, `data`, `score`, `leaderboard`."""
+"""The command line: `mcbench run`, `sweep`, `compare`, `list`, `show`, `check`, `data`, `score`, `leaderboard`,
+`audit`."""
 
 from __future__ import annotations
 
@@ -180,6 +181,13 @@ def _leaderboard(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _audit(options: argparse.Namespace) -> int:
+    from mcbench.audit import audit, report
+
+    print(report(audit(options.table)))
+    return DONE
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mcbench",
@@ -216,6 +224,9 @@ def _parser() -> argparse.ArgumentParser:
     board.add_argument("records", nargs="*", default=["runs"], help="records or folders of them")
     board.add_argument("--out", default="leaderboards", metavar="DIR", help="where the tables go")
     board.add_argument("--check", action="store_true", help="write nothing; fail if the tables in DIR are not these")
+
+    checks = _command(commands, "audit", _audit, "what does not add up in the papers' published figures")
+    checks.add_argument("--table", default="", metavar="NAME", help="one table only, such as T2 or R-latency")
     return parser
 
 

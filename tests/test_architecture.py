@@ -27,6 +27,8 @@ ORDER = (
     "items",
     "progress",
     "registry",
+    "published",
+    "audit",
     "datasets",
     "reference",
     "allocation",
