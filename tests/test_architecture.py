@@ -69,6 +69,7 @@ ORDER = (
     "gate",
     "pipeline",
     "sweep",
+    "reproduce",
     "contract",
     "cli",
     "__main__",
