@@ -231,6 +231,33 @@ def _figure(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _audit(options: argparse.Namespace) -> int:
+    from mcbench.audit import audit, report
+
+    print(report(audit(options.table)))
+    return DONE
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from mcbench.reproduce import listing, planned, reproduce, study
+    from mcbench.sweep import numbers, report
+
+    if options.name is None or options.list:
+        print(listing())
+        return DONE
+    chosen = study(options.name)
+    asked = {name: value for name in ("model", "tasks", "limit", "samples", "calibration", "length", "device")
+             if (value := getattr(options, name)) is not None}  # fmt: skip
+    bits = numbers(options.bits) if options.bits is not None else ()
+    if options.dry_run:
+        for each in planned(chosen, asked, out=options.out, bits=bits):
+            print(report(each.outcomes, each))
+        return DONE
+    code = options.allow_code_execution
+    print(reproduce(chosen, asked, out=options.out, bits=bits, allow_code_execution=code, quiet=options.quiet))
+    return DONE
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mcbench",
@@ -278,6 +305,25 @@ def _parser() -> argparse.ArgumentParser:
     drawn.add_argument("--methods", default="", metavar="LIST", help="method strings, by commas (default: all)")
     drawn.add_argument("--bits", type=float, metavar="B", help="runs that were asked for this budget only")
     drawn.add_argument("--statistics", default="leaderboards", metavar="DIR", help="where those of experts stand")
+
+    checks = _command(commands, "audit", _audit, "what does not add up in the papers' published figures")
+    checks.add_argument("--table", default="", metavar="NAME", help="one table only, such as T2 or R-latency")
+
+    again = _command(commands, "reproduce", _reproduce, "a table or figure of the papers, published beside measured")
+    again.add_argument("name", nargs="?", metavar="NAME", help="a study, such as table7; without one they are listed")
+    again.add_argument("--list", action="store_true", help="the studies")
+    again.add_argument("--model", metavar="NAME", help="a name, folder or hub id (default: the reference model)")
+    again.add_argument("--tasks", metavar="LIST", help="other tasks than the study's; marks the output as partial")
+    again.add_argument("--bits", metavar="LIST", help="only rows of these bits; marks the output as partial")
+    again.add_argument("--limit", type=int, metavar="N", help="items per task; marks the output as partial")
+    again.add_argument("--calibration", metavar="FILE", help="text to calibrate on: .txt, .json or .jsonl")
+    again.add_argument("--samples", type=int, metavar="N", help="calibration sequences")
+    again.add_argument("--length", type=int, metavar="T", help="tokens in a calibration sequence")
+    again.add_argument("--device", help="a torch device (default: cpu)")
+    again.add_argument("--out", default="runs", metavar="DIR", help="where records go")
+    again.add_argument("--dry-run", action="store_true", help="print the plan and what it would take")
+    again.add_argument("--allow-code-execution", action="store_true", help="run generated programs without isolation")
+    again.add_argument("--quiet", action="store_true", help="no progress")
     return parser
 
 

@@ -30,8 +30,7 @@ NAMES = ("pmq+gptq", "fnorm+gptq", "hessian+gptq", HOSTILE, "random+gptq")
 
 def scored(result: Result, outcomes: Sequence[float]) -> Result:
     """The same result with the score of every item."""
-    object.__setattr__(result, "outcomes", tuple(outcomes))
-    return result
+    return dataclasses.replace(result, outcomes=tuple(outcomes))
 
 
 @functools.cache
@@ -79,7 +78,7 @@ def runs() -> tuple[Record, ...]:
 
 
 def again(result: Result, source: Result) -> Result:
-    return scored(result, getattr(source, "outcomes", ()))
+    return scored(result, source.outcomes)
 
 
 STATISTICS = (
