@@ -61,6 +61,7 @@ ORDER = (
     "scoring",
     "compression",
     "record",
+    "suites",
     "report",
     "leaderboard",
     "versus",
