@@ -14,6 +14,7 @@ from mcbench.composition import METHODS, defaults, make, named, split
 from mcbench.datasets import Found, look
 from mcbench.errors import BadInput, UnknownName
 from mcbench.method import Method, decisions
+from mcbench.progress import track
 from mcbench.registry import Registry, looks_like_path, suggest
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def served(folder: Path) -> list[tuple[str, tuple[Found, ...]]]:
     """
     looked = functools.cache(look)  # several tasks ask the same split
     asked = [(name, TASKS.get(name)().sets()) for name in TASKS.names()]
-    return [(name, tuple(looked(*one, folder) for one in sets)) for name, sets in asked if sets]
+    asked = [(name, sets) for name, sets in asked if sets]
+    return [(name, tuple(looked(*one, folder) for one in sets)) for name, sets in track(asked, len(asked), "data")]
 
 
 def describe(name: str) -> str:

@@ -131,6 +131,8 @@ def _list(options: argparse.Namespace) -> int:
     if options.what == "tasks":
         for suite, members in defaults()["suites"].items():
             print(f"{suite} = {','.join(members)}")
+        for suite, metrics in defaults()["means"].items():
+            print(f"{suite} mean = {','.join(f'{task}:{metric}' for task, metric in metrics.items())}")
     return DONE
 
 

@@ -26,6 +26,7 @@ from transformers.cache_utils import DynamicLayer
 
 from mcbench.errors import BadInput, CheckFailed
 from mcbench.prefixes import Node, Sharing, plan
+from mcbench.progress import inner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -198,6 +199,7 @@ class LanguageModel:
         self.tolerance = 2e-3 if self._exact else 0.5
         self._identity = identity
         self._causal = causal
+        self._cut: tuple[object, list[tuple[int, _Request]]] | None = None
         self._accepts = set(inspect.signature(model.forward).parameters)
         self._selects_rows, self._keeps_all = self._probe_cache()
         self.sharing: Sharing = "trie" if self._keeps_all else "one level"
@@ -275,11 +277,7 @@ class LanguageModel:
 
         Only the first `most` windows are scored, where given. Raises BadInput where there is no window at all.
         """
-        window = self._fit_window(window)
-        cut = self._rolling if style == "rolling" else self._disjoint
-        windows = [(i, request) for i, text in enumerate(texts) for request in cut(text, window)][:most]
-        if not windows:
-            raise BadInput(f"the text has fewer than {window} tokens, so it makes no window: choose a shorter window")
+        windows = self._windows(texts, window, style, most)
         first = {i: at for at, (i, _) in reversed(list(enumerate(windows)))}
         for batch in self._score([request for _, request in windows], frozenset(done)):
             yield {
@@ -291,6 +289,26 @@ class LanguageModel:
                 )
                 for at, score in batch.items()
             }
+
+    def count_windows(
+        self, texts: Sequence[str], window: int | None = None, style: WindowStyle = "rolling", most: int | None = None
+    ) -> int:
+        """How many windows `perplexity_batches` scores; raises BadInput as that does."""
+        return len(self._windows(texts, window, style, most))
+
+    def _windows(
+        self, texts: Sequence[str], window: int | None, style: WindowStyle, most: int | None
+    ) -> list[tuple[int, _Request]]:
+        """Every window with the position of its text; those asked for last are kept, as they are counted first."""
+        window = self._fit_window(window)
+        key = (tuple(texts), window, style, most)
+        if self._cut is None or self._cut[0] != key:
+            cut = self._rolling if style == "rolling" else self._disjoint
+            found = [(at, request) for at, text in enumerate(texts) for request in cut(text, window)][:most]
+            self._cut = (key, found)
+        if not self._cut[1]:
+            raise BadInput(f"the text has fewer than {window} tokens, so it makes no window: choose a shorter window")
+        return self._cut[1]
 
     def text_batches(
         self, texts: Sequence[str], window: int | None = None, done: Collection[int] = ()
@@ -348,7 +366,9 @@ class LanguageModel:
                     trunk = self._read(kept[chunk[0]][:beginning])
                 rows = [(i, sample) for i in chunk for sample in range(copies)]
                 rest = [kept[i][beginning:] for i in chunk]
-                written = self._continue(rest, [prompts[i] for i, _ in rows], rows, sampling, trunk)
+                allowed = max(prompts[i].max_new_tokens for i in chunk)
+                with inner(f"at most {allowed} tokens for {len(rows)} texts", allowed) as step:
+                    written = self._continue(rest, [prompts[i] for i, _ in rows], rows, sampling, trunk, step)
                 answer: dict[int, list[Completion]] = {i: [] for i in chunk}
                 for (i, _), (ids, finish) in zip(rows, written, strict=True):
                     text, finish = self._text(kept[i], ids, prompts[i].stop, finish)
@@ -540,10 +560,11 @@ class LanguageModel:
         rows: Sequence[tuple[int, int]],
         sampling: Sampling | None,
         trunk: _Trunk | None = None,
+        step: Callable[[], object] = lambda: None,
     ) -> list[tuple[list[int], Literal["stop", "end", "length"]]]:
         """New token ids of each row, with the reason to stop; rows that have stopped leave the batch.
 
-        The contexts come after the one text of `trunk`, where there is one.
+        The contexts come after the one text of `trunk`, where there is one. `step` is called before each new token.
         """
         ids, mask, position = self._pad(contexts)
         mask = torch.ones_like(ids) if mask is None else mask
@@ -568,6 +589,7 @@ class LanguageModel:
         finish: dict[int, Literal["stop", "end", "length"]] = {}
         active = list(range(len(rows)))  # row of the batch -> row asked for
         while True:
+            step()
             token = choose(logits, active)
             for at, new in zip(active, token.tolist(), strict=True):
                 if at not in finish:

@@ -20,8 +20,9 @@ from mcbench.errors import BadInput, CheckFailed
 from mcbench.files import write_whole
 from mcbench.page import Cell, Head, Line, Sheet, Significance, page, read_significance
 from mcbench.record import FILE_NAME, Record, Result
-from mcbench.report import bit_figure, is_share, metric_name, with_error
+from mcbench.report import bit_figure, is_share, metric_name, suite_figure, with_error
 from mcbench.speed import DEQUANTISED, Profile, SpeedTable, find_profiles, speed_lines, speed_tables
+from mcbench.suites import SuiteMean, suite_means
 
 MARKDOWN, CSV, LATEX, HTML = "README.md", "leaderboard.csv", "leaderboard.tex", "leaderboard.html"
 SPEED_CSV = "speed.csv"  # only where there are profiles
@@ -86,6 +87,10 @@ class Table:
             if any((cell := self.cell(record, column)) is not None and is_share(cell) for record in self.records):
                 shares.setdefault(column.metric, []).append(column)
         return {metric: columns for metric, columns in shares.items() if len(columns) > 1}
+
+    def suites(self) -> Sequence[SuiteMean]:
+        """The named suites whose mean some record has."""
+        return [mean for mean in suite_means() if any(mean.score(record.results) for record in self.records)]
 
     def mean(self, record: Record, columns: Sequence[Column]) -> tuple[float, float] | None:
         """The plain mean over columns and its standard error; None where the record lacks one of them."""
@@ -316,7 +321,7 @@ def _holds(path: Path, text: str) -> bool:
 
 def _heads(table: Table) -> list[str]:
     means = [f"mean of {len(columns)} ({metric})" for metric, columns in table.means().items()]
-    return ["method", *BITS, *_task_heads(table), *means]
+    return ["method", *BITS, *_task_heads(table), *means, *(f"{mean.wording} %" for mean in table.suites())]
 
 
 def _task_heads(table: Table) -> list[str]:
@@ -342,6 +347,7 @@ def _rows(table: Table) -> list[list[str]]:
                 for column in table.columns
             ),
             *(_mean(table, record, columns) for columns in table.means().values()),
+            *(suite_figure(mean.score(record.results)) for mean in table.suites()),
         ]
         for record in table.records
     ]

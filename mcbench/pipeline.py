@@ -23,7 +23,7 @@ from mcbench.datasets import data_folder
 from mcbench.errors import BadInput
 from mcbench.files import require_writable, write_whole
 from mcbench.method import decisions
-from mcbench.progress import muted, stage
+from mcbench.progress import muted, stage, track
 from mcbench.record import FILE_NAME, Record, Result
 
 if TYPE_CHECKING:
@@ -347,7 +347,7 @@ class Exam:
     def require_data(self) -> None:
         """Finds the items of every task before hours of work; one BadInput names all that is absent."""
         absent = []
-        for task in self.tasks:
+        for task in track(self.tasks, len(self.tasks), "data"):
             try:
                 assert task.data_digest
             except BadInput as error:

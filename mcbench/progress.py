@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -36,6 +36,19 @@ def track(steps: Iterable[T], total: int | None = None, label: str = "") -> Iter
         for step in steps:
             yield step
             advance()
+
+
+@contextlib.contextmanager
+def inner(label: str, total: int) -> Iterator[Callable[[], object]]:
+    """A bar inside that of a step which is going on, moved on by calling what it gives; nothing by itself.
+
+    For engine code that is also called alone, where it must not write to stderr.
+    """
+    if _Shown.muted or not _Shown.depth:
+        yield lambda: None
+        return
+    with _bar(label, total) as advance:
+        yield advance
 
 
 @contextlib.contextmanager

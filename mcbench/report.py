@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from mcbench.datasets import Found
 from mcbench.record import Record, Result, Routing
+from mcbench.suites import SuiteScore, suite_means
 from mcbench.task import Scores
 
 COLUMNS = 100  # fits a terminal, and a page when printed
@@ -24,6 +25,7 @@ def table(record: Record) -> str:
     blocks = [f"{record.method} on {model.name} ({model.architecture}, {experts})", _bits(record)]
     if record.results:
         blocks.append(_results(record.results))
+        blocks += [means] if (means := _means(record.results)) else []
     if record.routing is not None:
         blocks.append(_routing(record.routing, record.results))
     blocks += [notes] if (notes := _notes(record)) else []
@@ -156,6 +158,24 @@ def _results(results: Sequence[Result]) -> str:
         for result in results
     ]
     return aligned([*heads, *(["difference ± s.e.", ""] if compared else [])], rows, left=2)
+
+
+def _means(results: Sequence[Result]) -> str:
+    """A line for each suite all of whose tasks were asked: its mean, blank where one of them is not complete."""
+    return "\n".join(
+        note("mean", f"{mean.wording}: {suite_figure(mean.score(results)) or _why_blank(mean.incomplete(results))}")
+        for mean in suite_means()
+        if mean.asked(results)
+    )
+
+
+def suite_figure(score: SuiteScore | None) -> str:
+    """The mean of a suite in per cent with its standard error; nothing where it has none."""
+    return f"{100 * score.value:.1f} ± {100 * score.standard_error:.1f}" if score else ""
+
+
+def _why_blank(incomplete: Sequence[str]) -> str:
+    return f"blank, for {', '.join(incomplete)} did not run in full"
 
 
 def _difference(result: Result) -> tuple[str, str]:

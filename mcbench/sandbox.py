@@ -25,6 +25,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,9 +87,12 @@ def run_programs(
 
     Uses `isolation().mechanism` unless another is named. Whether that is enough is for the caller to decide.
     """
+    from mcbench.progress import inner
+
     limits = Limits(cpu_seconds=cpu_seconds, wall_seconds=wall_seconds)
     workers = min(workers or os.cpu_count() or 1, max(1, len(programs)))
-    return _serve(programs, mechanism or isolation().mechanism, limits, workers)
+    with inner("programs", len(programs)) as step:
+        return _serve(programs, mechanism or isolation().mechanism, limits, workers, step)
 
 
 @functools.lru_cache(maxsize=1)
@@ -169,8 +173,17 @@ raise Leaks(json.dumps(leaks))
 """
 
 
-def _serve(programs: Sequence[str], mechanism: str, limits: Limits, workers: int) -> list[Outcome]:
-    """Hands the programs to a server process without environment, which forks a confined child for each."""
+def _serve(
+    programs: Sequence[str],
+    mechanism: str,
+    limits: Limits,
+    workers: int,
+    step: Callable[[], object] = lambda: None,
+) -> list[Outcome]:
+    """Hands the programs to a server process without environment, which forks a confined child for each.
+
+    `step` is called as each of them ends.
+    """
     if not programs:
         return []
     with contextlib.ExitStack() as stack:
@@ -194,18 +207,30 @@ def _serve(programs: Sequence[str], mechanism: str, limits: Limits, workers: int
             cwd="/",
             start_new_session=True,
         )
-        try:
-            rounds = -(-len(programs) // workers) + 1
-            answer, _ = server.communicate(json.dumps(task).encode(), timeout=rounds * (limits.wall_seconds + 10))
-        except subprocess.TimeoutExpired:
-            answer = b""
-        finally:
+
+        def end() -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGKILL)
+
+        assert server.stdin and server.stdout
+        rounds = -(-len(programs) // workers) + 1
+        patience = threading.Timer(rounds * (limits.wall_seconds + 10), end)
+        patience.start()
+        answer: list[bytes] = []
+        try:
+            with contextlib.suppress(BrokenPipeError), server.stdin as tasks:
+                tasks.write(json.dumps(task).encode())
+            for line in server.stdout:
+                answer.append(line)
+                step()
+        finally:
+            patience.cancel()
+            end()
             server.wait()
+            server.stdout.close()
     # without real isolation a program can end the server: what it had not reported counts as killed
     outcomes = {}
-    for line in answer.splitlines():
+    for line in answer:
         with contextlib.suppress(ValueError, TypeError):
             at, status, message = json.loads(line)
             outcomes[at] = Outcome(status, message)

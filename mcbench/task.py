@@ -154,7 +154,7 @@ class Task:
             self._answer(lm, items, frozenset(rows).union(written)),
         )
         new = (row for batch in answers for row in _keep_new(batch, rows, file))
-        for at, row in track(new, self._samples_expected(len(items) - len(rows)), self.name):
+        for at, row in track(new, self._samples_expected(lm, items) - len(rows), self.name):
             rows[at] = row
         return self._scores([rows[at] for at in sorted(rows)], started, partial)
 
@@ -195,9 +195,9 @@ class Task:
         """Samples by position, batch by batch; batches whose positions are all `done` may be left out."""
         raise NotImplementedError
 
-    def _samples_expected(self, items: int) -> int | None:
-        """How many samples these items will give; None where that shows only later."""
-        return items
+    def _samples_expected(self, lm: LanguageModel, items: Sequence[Any]) -> int:
+        """How many samples these items give in all."""
+        return len(items)
 
     def _metric_name(self) -> str:
         return self.metric
@@ -482,8 +482,8 @@ class PerplexityTask(Task):
         return [_Joined("all", self.separator.join(item.text for item in items), most=most)], limit is not None
 
     def _answer(self, lm: LanguageModel, items: Sequence[TextItem], done: Collection[int]) -> Iterator[dict[int, Row]]:
-        most = items[0].most if isinstance(items[0], _Joined) else None
-        for batch in lm.perplexity_batches([i.text for i in items], self.window or None, self.style, done, most):
+        texts, window, most = self._cut(items)
+        for batch in lm.perplexity_batches(texts, window, self.style, done, most):
             yield {
                 at: {
                     **_identify(items[window.text], items[window.text].text),
@@ -496,8 +496,14 @@ class PerplexityTask(Task):
                 for at, window in batch.items()
             }
 
-    def _samples_expected(self, items: int) -> int | None:
-        return None
+    def _cut(self, items: Sequence[TextItem]) -> tuple[list[str], int | None, int | None]:
+        """The texts, the window, and how many windows are scored at most."""
+        most = items[0].most if isinstance(items[0], _Joined) else None
+        return [item.text for item in items], self.window or None, most
+
+    def _samples_expected(self, lm: LanguageModel, items: Sequence[TextItem]) -> int:
+        texts, window, most = self._cut(items)
+        return lm.count_windows(texts, window, self.style, most)
 
     def _details(self, rows: Sequence[Row]) -> dict[str, Any]:
         return {"tokens": sum(row["tokens"] for row in rows), "windows": len(rows)}

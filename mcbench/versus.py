@@ -21,6 +21,7 @@ from mcbench.comparison import choice_divergence, evidence, same_answers
 from mcbench.composition import defaults
 from mcbench.errors import BadInput, UnknownName
 from mcbench.leaderboard import Table, redrawn, require_one_baseline, unlike
+from mcbench.progress import track
 from mcbench.record import FILE_NAME, Record, Result
 from mcbench.registry import suggest
 from mcbench.report import aligned, bit_figure, is_share, metric_name, note
@@ -153,7 +154,9 @@ def compare(paths: Sequence[str | Path], *, tasks: str = "", confidence: float =
     _require_comparable(runs)
     names = _tasks(runs, tasks)
     samples = {(at, name): _samples(run, name) for at, run in enumerate(runs) for name in names}
-    pairs = [[_contrast(runs, samples, at, name, confidence) for name in names] for at in range(1, len(runs))]
+    asked = [(at, name) for at in range(1, len(runs)) for name in names]
+    contrasts = [_contrast(runs, samples, at, name, confidence) for at, name in track(asked, len(asked), "comparing")]
+    pairs = [contrasts[at * len(names) : (at + 1) * len(names)] for at in range(len(runs) - 1)]
     adjusted = iter(holm([contrast.p for contrasts in pairs for contrast in contrasts]))
     others = tuple(
         _versus(run, [dataclasses.replace(contrast, p_holm=next(adjusted)) for contrast in contrasts], confidence)

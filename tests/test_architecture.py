@@ -65,6 +65,7 @@ ORDER = (
     "compression",
     "record",
     "fidelity",
+    "suites",
     "report",
     "speed",
     "page",

@@ -9,11 +9,16 @@ import pty
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
+from tiny import tiny_mixtral
 
 from mcbench import progress
-from mcbench.progress import muted, stage, track
+from mcbench.catalogue import select_tasks
+from mcbench.evaluation import LanguageModel
+from mcbench.progress import inner, muted, stage, track
 
 NESTED = """
 import time
@@ -57,6 +62,48 @@ def test_a_terminal_sees_bars_inside_each_other_with_time_left() -> None:
     assert "inner" in seen
     assert re.search(r"left \S*0:00:0\d", seen)
     assert "\x1b[?25h" in seen  # the cursor is shown again
+
+
+@pytest.mark.parametrize("name", ["mini-perplexity(window=128)", "mini-humaneval"])
+def test_a_task_knows_how_many_samples_it_will_give(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    totals, samples = [], []
+
+    def seen(steps: Iterable[Any], total: int | None = None, label: str = "") -> Iterator[Any]:
+        totals.append(total)
+        samples.extend(found := list(steps))
+        yield from found
+
+    monkeypatch.setattr("mcbench.task.track", seen)
+    moe = tiny_mixtral()
+    select_tasks(name)[0].evaluate(LanguageModel(moe.model, moe.tokenizer), limit=2, allow_code_execution=True)
+    assert totals == [len(samples)]
+    assert samples
+
+
+def test_writing_and_running_programs_move_a_bar_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: dict[str, list[int]] = {}
+
+    @contextlib.contextmanager
+    def seen(label: str, total: int) -> Iterator[Any]:
+        moved[label] = [0, total]
+        yield lambda: moved[label].__setitem__(0, moved[label][0] + 1)
+
+    monkeypatch.setattr("mcbench.evaluation.inner", seen)
+    monkeypatch.setattr("mcbench.progress.inner", seen)
+    moe = tiny_mixtral()
+    select_tasks("mini-humaneval")[0].evaluate(
+        LanguageModel(moe.model, moe.tokenizer), limit=3, allow_code_execution=True
+    )
+    assert moved.pop("programs") == [3, 3]
+    (tokens, allowed), *others = moved.values()
+    assert 0 < tokens <= allowed
+    assert not others
+
+
+def test_a_bar_inside_says_nothing_where_no_step_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with inner("alone", 2) as step:
+        step()
+    assert capsys.readouterr().err == ""
 
 
 def test_importing_it_costs_nothing() -> None:
