@@ -28,7 +28,7 @@ from mcbench.errors import BadInput
 from mcbench.experts import IMPLEMENTATION, PROJECTIONS, Experts, find_experts, prove_layout
 from mcbench.loading import read_model
 from mcbench.router import RouterRule, read_rule
-from mcbench.routing import SIGHTS, Choices, PairCounts, Routed
+from mcbench.routing import SIGHTS, Choices, PairCounts, Routed, modality_marks
 
 __all__ = ["PROJECTIONS", "MoEBatch", "MoEModel", "Trace", "load_model"]
 
@@ -434,7 +434,7 @@ class MoEModel:
         """Runs a few tokens to see whether each layer that the policy prunes reports its attention."""
         counts, policy = switch.counts, switch.policy
         switch.counts, switch.policy = (
-            PairCounts(self.layers, self.experts),
+            PairCounts(self.layers, self.experts, modality_marks(self.model.config)),
             lambda choices: choices.keep(choices.chosen),
         )
         self.logits(self._some_tokens())
@@ -632,7 +632,7 @@ class _Switch:
         self, model: MoEModel, policy: Callable[[Choices], Routed], sees: frozenset[str], layers: frozenset[int]
     ) -> None:
         self.model, self.policy, self.sees, self.layers = model, policy, sees, layers
-        self.counts = PairCounts(model.layers, model.experts)
+        self.counts = PairCounts(model.layers, model.experts, modality_marks(model.model.config))
         self.received: list[Received] = []  # by decoder layer
         self.passing: dict[str, Any] = {}
         self.logits: dict[int, Any] = {}

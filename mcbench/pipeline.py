@@ -417,7 +417,7 @@ class _Counter:
     def __init__(self, counts: PairCounts) -> None:
         from mcbench.routing import PairCounts
 
-        self.counts, self.total = counts, PairCounts(counts.layers, counts.experts)
+        self.counts, self.total = counts, PairCounts(counts.layers, counts.experts, counts.marks)
         self.uncounted: list[str] = []
 
     @contextmanager
@@ -602,6 +602,16 @@ def _routing(
         )
         for phase in (0, 1)
     ]
+    modalities = {
+        name: recorded.Pairs(
+            tokens=int(counts.modal[at, 0, 0]),
+            chosen=tuple(counts.modal[at, :, 1].tolist()),
+            executed=tuple(counts.modal[at, :, 2].tolist()),
+            protected=(),
+        )
+        for at, name in enumerate(("text", *counts.marks))
+        if counts.marks
+    }
     always = sum(learnt.sizes.bytes.get(name, 0) for name in ("attention", "shared", "router"))
     tokens = int(counts.tokens.sum())
 
@@ -626,6 +636,7 @@ def _routing(
         router_bytes_per_token=active(counts.chosen),
         unpruned=tuple(outcomes),
         uncounted=pruned.uncounted,
+        modalities=modalities,
     )
 
 

@@ -126,7 +126,9 @@ class Routing:
     prefill, decode: the pairs of each phase; a decode pass adds one token to sequences that have a past.
     uncounted: tasks whose pairs are known in part only, because samples of an interrupted run were kept.
     active_bytes_per_token: bytes of the weights that a token reads on average: routed experts that ran, attention,
-    shared experts and router; router_bytes_per_token: the same if all that the router chose had run.
+    shared experts and router; router_bytes_per_token: the same if all that the router chose had run. modalities: the
+    pairs of text and of each other modality that the model marks by a token of its own, both phases together; empty for
+    a model of text alone.
     """
 
     policy: str
@@ -143,6 +145,7 @@ class Routing:
     router_bytes_per_token: float | None
     unpruned: tuple[Unpruned, ...] = ()
     uncounted: tuple[str, ...] = ()
+    modalities: Mapping[str, Pairs] = field(default_factory=dict)
 
     @property
     def share(self) -> float | None:
@@ -406,9 +409,12 @@ _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda content: content,  # before there were routing policies
     2: lambda content: content,  # before records held the outcome of every item, and fidelity
 }
-# fields of a record that later schemas added: left out where they are None, so that older records keep their digest
-_ADDED = ("routing", "fidelity")
-_ADDED_TO_RESULT = ("outcomes", "weights", "clusters")  # likewise, where they are empty
+# fields that later schemas added: left out where they are empty, so that older records keep their digest
+_ADDED: dict[str, tuple[str, ...]] = {
+    "Record": ("routing", "fidelity"),
+    "Result": ("outcomes", "weights", "clusters"),
+    "Routing": ("modalities",),
+}
 
 
 def _content(text: str, where: str) -> dict[str, Any]:
@@ -450,17 +456,13 @@ def _plain(value: Any) -> Any:
     """The JSON form of a field; floats that JSON does not know become "inf", "-inf" and "nan"."""
     if isinstance(value, BitAllocation):
         return value.to_json()
-    if isinstance(value, Record):
-        fields = [f.name for f in dataclasses.fields(value)]
-        return {n: _plain(getattr(value, n)) for n in fields if n not in _ADDED or getattr(value, n) is not None}
-    if isinstance(value, Result):
-        fields = [f.name for f in dataclasses.fields(value)]
-        plain = {n: _plain(getattr(value, n)) for n in fields if n not in _ADDED_TO_RESULT or getattr(value, n)}
-        if value.outcomes and set(value.outcomes) <= {0.0, 1.0}:
+    if dataclasses.is_dataclass(value):
+        added = _ADDED.get(type(value).__name__, ())
+        names = [f.name for f in dataclasses.fields(value)]
+        plain = {n: _plain(getattr(value, n)) for n in names if n not in added or getattr(value, n)}
+        if isinstance(value, Result) and value.outcomes and set(value.outcomes) <= {0.0, 1.0}:
             plain["outcomes"] = "".join(str(int(outcome)) for outcome in value.outcomes)
         return plain
-    if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Estimate):
         return _plain(value._asdict())
     if isinstance(value, Mapping):
@@ -503,15 +505,14 @@ def _read(kind: Any, value: Any, at: str) -> Any:
 
 def _read_fields(kind: Any, value: Any, at: str) -> Any:
     _expect(isinstance(value, dict), value, at)
-    value = {**dict.fromkeys(_ADDED), **value} if kind is Record else value
-    if kind is Result:
-        value = {**{key: [] for key in _ADDED_TO_RESULT}, **value}
-        if isinstance(text := value["outcomes"], str):
-            value["outcomes"] = [float(_expect(digit in "01", digit, f"{at}.outcomes")) for digit in text]
+    absent = [name for name in _ADDED.get(kind.__name__, ()) if name not in value]
+    if kind is Result and isinstance(text := value.get("outcomes"), str):
+        value = {**value, "outcomes": [float(_expect(digit in "01", digit, f"{at}.outcomes")) for digit in text]}
     hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if typing.get_origin(hint) is not type}
-    for name in (*(n for n in hints if n not in value), *(n for n in value if n not in hints)):
+    for name in (*(n for n in hints if n not in value and n not in absent), *(n for n in value if n not in hints)):
         raise _Misfit(f"{'.'.join(filter(None, (at, name)))} is {'unknown' if name in value else 'missing'}")
-    return kind(**{name: _read(hint, value[name], f"{at}.{name}".lstrip(".")) for name, hint in hints.items()})
+    known = {name: hint for name, hint in hints.items() if name not in absent}
+    return kind(**{name: _read(hint, value[name], f"{at}.{name}".lstrip(".")) for name, hint in known.items()})
 
 
 def _is(value: Any, kind: type | tuple[type, ...]) -> bool:

@@ -107,11 +107,11 @@ def _bits(record: Record) -> str:
 
 def _routing(routing: Routing, results: Sequence[Result]) -> str:
     """What ran of what the router chose, and each task beside the same weights under the router alone."""
-    phases = {"prefill": routing.prefill, "decode": routing.decode}
+    phases = {"prefill": routing.prefill, "decode": routing.decode, **routing.modalities}
     layers = range(len(routing.prefill.chosen))
     rows = [
         [name, str(pairs.tokens), _percent(pairs.share)]
-        + [_percent(sum(pairs.protected) / (pairs.tokens * len(routing.layers)))]
+        + [_percent(sum(pairs.protected) / (pairs.tokens * len(routing.layers))) if pairs.protected else ""]
         + [_percent(pairs.executed[n] / pairs.chosen[n]) for n in layers if len(layers) <= SHOWN_LAYERS]
         for name, pairs in phases.items()
         if pairs.tokens and all(pairs.chosen)

@@ -101,26 +101,43 @@ def rank_in_sequence(value: Tensor, choices: Choices) -> Tensor:
     return rank
 
 
+def modality_marks(config: Any) -> dict[str, int]:
+    """The token ids by which a model's configuration marks places of images, video and sound, by modality."""
+    found: dict[str, int] = {}
+    for modality in ("image", "video", "audio"):
+        for name in (f"{modality}_token_id", f"{modality}_token_index"):
+            if isinstance(mark := getattr(config, name, None), int):
+                found.setdefault(modality, mark)
+    return found
+
+
 @dataclass
 class PairCounts:
     """(token, expert) pairs of real tokens, counted while a policy is in place: [phase, L, E], prefill then decode.
 
     chosen: what the router chose. executed: what ran. tokens: [phase] real tokens that passed through the model.
     protected: [phase, L]. A decode pass adds one token to sequences that have a past; every other pass is prefill.
+
+    marks: the token id that stands for each of M modalities other than text. Where there are some, `modal`
+    [M + 1, L, 3] holds the tokens, the pairs chosen and the pairs executed of text and of each of them, both phases
+    together.
     """
 
     layers: int
     experts: int
+    marks: Mapping[str, int] = field(default_factory=dict)
     chosen: np.ndarray[Any, np.dtype[np.int64]] = field(init=False)
     executed: np.ndarray[Any, np.dtype[np.int64]] = field(init=False)
     tokens: np.ndarray[Any, np.dtype[np.int64]] = field(init=False)
     protected: np.ndarray[Any, np.dtype[np.int64]] = field(init=False)
+    modal: np.ndarray[Any, np.dtype[np.int64]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.chosen = np.zeros((2, self.layers, self.experts), dtype=np.int64)
         self.executed = np.zeros_like(self.chosen)
         self.tokens = np.zeros(2, dtype=np.int64)
         self.protected = np.zeros((2, self.layers), dtype=np.int64)
+        self.modal = np.zeros((len(self.marks) + 1, self.layers, 3), dtype=np.int64)
 
     def add(self, choices: Choices, routed: Routed | None) -> None:
         """Counts one layer of one pass; `routed` None means that all that was chosen ran."""
@@ -134,10 +151,12 @@ class PairCounts:
             self.protected[phase, choices.layer] += int((routed.protected & choices.real).sum())
         if choices.layer == 0:
             self.tokens[phase] += int(choices.real.sum())
+        if self.marks:
+            self._by_modality(choices, choices.chosen if routed is None else routed.keep & choices.chosen)
 
     def clear(self) -> None:
         """Starts again from nothing."""
-        for table in (self.chosen, self.executed, self.tokens, self.protected):
+        for table in (self.chosen, self.executed, self.tokens, self.protected, self.modal):
             table[:] = 0
 
     def include(self, tables: Mapping[str, Any]) -> None:
@@ -147,12 +166,24 @@ class PairCounts:
 
     def tables(self) -> dict[str, Any]:
         """The counts as plain lists, by name."""
-        names = ("chosen", "executed", "tokens", "protected")
+        names = ("chosen", "executed", "tokens", "protected", *(("modal",) if self.marks else ()))
         return {name: getattr(self, name).tolist() for name in names}
 
     def skipped(self) -> float:
         """The share of all chosen pairs, over all MoE layers and both phases, that did not run."""
         return 1.0 - float(self.executed.sum()) / max(1, int(self.chosen.sum()))
+
+    def _by_modality(self, choices: Choices, executed: Tensor) -> None:
+        others = torch.zeros_like(choices.real)
+        for at, mark in enumerate(self.marks.values(), 1):
+            here = choices.real & (choices.token == mark)
+            others |= here
+            self._add_modal(at, choices, executed, here)
+        self._add_modal(0, choices, executed, choices.real & ~others)
+
+    def _add_modal(self, at: int, choices: Choices, executed: Tensor, here: Tensor) -> None:
+        counted = (here.sum(), (choices.chosen & here[:, None]).sum(), (executed & here[:, None]).sum())
+        self.modal[at, choices.layer] += np.array([int(count) for count in counted])
 
     def _of_each_expert(self, choices: Choices, mask: Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
         picked = choices.index[mask & choices.real[:, None]]

@@ -60,6 +60,35 @@ def ready(name: str, model: MoEModel, **settings: Any) -> RoutingPolicy:
     return fit(name, of_class(name, **settings), model, some_data())
 
 
+def test_pairs_are_told_apart_by_modality(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_mixtral()
+    monkeypatch.setattr(model.model.config, "image_token_id", 7, raising=False)
+    monkeypatch.setattr(model.model.config, "audio_token_index", 9, raising=False)
+    ids, mask = padded()
+    ids[:, 8:14], ids[:, 20] = 7, 9
+    odd = (torch.arange(ids.numel()) % 2 == 1)[:, None]  # every other token loses its second expert
+
+    def policy(choices: Choices) -> Routed:
+        return choices.keep(choices.chosen & ~(odd & (torch.arange(model.top_k) == 1)))
+
+    with model.route(policy) as counts:
+        model.logits(ids, mask)
+    real, flat = mask.bool().flatten(), ids.flatten()
+    for at, here in enumerate((real & (flat != 7) & (flat != 9), real & (flat == 7), real & (flat == 9))):
+        pairs = int(here.sum()) * model.top_k
+        expected = [int(here.sum()), pairs, pairs - int((here & odd[:, 0]).sum())]
+        assert counts.modal[at].tolist() == [expected] * model.layers
+    assert list(counts.marks) == ["image", "audio"]
+    assert counts.modal[..., 1:].sum((0, 1)).tolist() == [counts.chosen.sum(), counts.executed.sum()]
+
+
+def test_a_model_of_text_alone_has_no_modalities() -> None:
+    model = tiny_mixtral()
+    with model.route(everything) as counts:
+        model.logits(random_tokens(1, 8))
+    assert not counts.marks and "modal" not in counts.tables()
+
+
 # -- what a policy may not change
 
 
