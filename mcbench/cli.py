@@ -356,7 +356,12 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     run.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     run.add_argument("--out", default="runs", metavar="DIR", help="where records go")
     run.add_argument("--save", metavar="DIR", help="write the packed model there")
-    run.add_argument("--limit", type=int, metavar="N", help="items per task; marks the record as partial")
+    run.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="items per task, of each subject or set in mmlu and longbench as lm-eval; marks the record as partial",
+    )
     _add_data_dir(run)
     _add_allow(run)
     run.add_argument("--no-execution", action="store_true", help="write programs and leave them to `mcbench score`")

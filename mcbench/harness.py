@@ -91,6 +91,9 @@ class HarnessTask(Task):
         """Fields of the definition that this task sets otherwise."""
         return {}
 
+    def _group_of_tasks(self) -> bool:
+        return bool(self.group_column)
+
     def chance(self) -> float | None:
         """Guessing evenly among the choices of each row; None for a perplexity, 0 for a text."""
         return _chance(self, current_folder())

@@ -447,10 +447,10 @@ def _evaluation_seconds(bench: Bench) -> float:
     total = 0.0
     with tempfile.TemporaryDirectory() as folder:
         for task in bench.exam.tasks:
-            items = min(len(task.items()), bench.exam.limit or len(task.items()))
-            tried = dataclasses.replace(bench.exam, tasks=(task,), out=Path(folder), limit=min(TRIED_ITEMS, items))
+            few = min(TRIED_ITEMS, bench.exam.limit or TRIED_ITEMS)
+            tried = dataclasses.replace(bench.exam, tasks=(task,), out=Path(folder), limit=few)
             ((_, scores),) = tried.take(bench.moe, bench.digest, "tried").scores
-            total += scores.seconds * items / min(TRIED_ITEMS, items)
+            total += scores.seconds * len(task.items_within(bench.exam.limit)) / len(task.items_within(few))
     return total
 
 

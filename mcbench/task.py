@@ -11,6 +11,7 @@ import math
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,8 +132,10 @@ class Task:
         allow_code_execution: bool = False,
         execute: bool = True,
     ) -> Scores:
-        """Asks the items (the first `limit`; windows of text, where whole windows are cut) and scores the answers.
+        """Asks the items and scores the answers.
 
+        `limit` leaves the first so many items: of each subject or set, where the task is a group of tasks to lm-eval;
+        windows of text, where whole windows are cut.
         Without `execute`, programs are generated into a file beside `sink` and not run (see `mcbench.scoring`).
         With `sink` every sample is appended to that JSON-lines file as it is produced; if the file is there already,
         the run goes on from it and ends as an uninterrupted one would. Raises BadInput where the file belongs to
@@ -159,8 +162,18 @@ class Task:
         return self._scores([rows[at] for at in sorted(rows)], started, partial)
 
     def _first(self, items: Sequence[Item], limit: int | None) -> tuple[Sequence[Any], bool]:
-        """What `limit` leaves of the items, and whether that is less than all."""
-        return items[:limit], limit is not None and limit < len(items)
+        """What is asked under `limit`, and whether that is less than all."""
+        kept = self.items_within(limit)
+        return kept, len(kept) < len(items)
+
+    def items_within(self, limit: int | None) -> Sequence[Item]:
+        """The items that `limit` leaves, all where it is None."""
+        items = items_of(self)
+        return first_of_each(items, limit) if limit and self._group_of_tasks() else items[:limit]
+
+    def _group_of_tasks(self) -> bool:
+        """Whether lm-eval has a task for each group of items, so that a limit is one for each."""
+        return False
 
     def _prepare(self, lm: LanguageModel, items: Sequence[Any], limit: int | None, sink: Path | None) -> str:
         """Asks without scoring, for tasks that separate the two; says what is left to do, if anything is."""
@@ -540,6 +553,17 @@ class _Joined(TextItem):
     """All texts as one, of which at most so many windows are scored."""
 
     most: int | None = None
+
+
+def first_of_each(items: Sequence[Item], limit: int) -> Sequence[Item]:
+    """The first `limit` items of each group, in the order in which all stand."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for item in items:
+        seen[item.group] += 1
+        if seen[item.group] <= limit:
+            kept.append(item)
+    return kept
 
 
 # -- numbers

@@ -57,6 +57,9 @@ class LongBench(GenerationTask):
         """Guessing has no meaning over so many kinds of answer."""
         return
 
+    def _group_of_tasks(self) -> bool:
+        return True
+
     def _row(self, item: GenerationItem, completion: Any) -> Row:
         gold: Mapping[str, list[str]] = json.loads(item.answer)
         rule = RULES[item.group]

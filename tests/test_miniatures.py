@@ -9,8 +9,9 @@ import pytest
 
 from mcbench.catalogue import TASKS
 from mcbench.evaluation import LanguageModel
-from mcbench.items import ChoiceItem, GenerationItem, TextItem
+from mcbench.items import ChoiceItem, CodeItem, GenerationItem, TextItem
 from mcbench.model import load_model
+from mcbench.sandbox import run_programs
 from mcbench.task import Scores, Task
 
 CHOICES = ("piqa", "arc-easy", "arc-challenge", "boolq", "hellaswag", "winogrande", "mathqa", "mmlu")
@@ -86,6 +87,41 @@ def test_texts_are_written_as_lm_eval_has_them_written(name: str) -> None:
         expected = by_lm_eval(rows, backend, output_type="generate_until", metric_list=metrics, **definition)
         for row, sample in zip(task.evaluate(reference()).samples, expected["samples"], strict=True):
             assert row["text"] == sample["resps"][0][0]
+
+
+def test_programs_are_written_and_judged_as_in_lm_evals_loop() -> None:
+    """The sandbox is the metric of its definition: a program passes there where it passes here."""
+    task = miniature("humaneval", 24)
+    scores = task.evaluate(reference(), allow_code_execution=True)
+    for backend, count in ((None, 4), (ours(), 24)):
+        expected = programs_by_lm_eval(task, backend, count)
+        for row, sample in zip(scores.samples[:count], expected["samples"], strict=True):
+            assert row["completions"] == [sample["resps"][0][0]]
+            assert row["correct"] == sample["passed"]
+    require_metric(scores, {"pass@1,none": expected["results"]["passed,none"]})
+    assert {row["correct"] for row in scores.samples} == {False, True}  # both verdicts were seen
+
+
+def programs_by_lm_eval(task: Task, backend: Any, count: int) -> dict[str, Any]:
+    """The first problems as a task of lm-eval whose results are the sandbox's verdicts."""
+    items = [item for item in task.items() if isinstance(item, CodeItem)][:count]
+    rows = [{"prompt": item.prompt, "tests": item.tests} for item in items]
+    assert {(item.stop, item.max_new_tokens) for item in items} == {(items[0].stop, items[0].max_new_tokens)}
+    return by_lm_eval(
+        rows,
+        backend,
+        output_type="generate_until",
+        doc_to_text="prompt",
+        doc_to_target="tests",
+        generation_kwargs={"until": list(items[0].stop), "max_gen_toks": items[0].max_new_tokens, "do_sample": False},
+        process_results=passed,
+        metric_list=[{"metric": "passed", "aggregation": "mean", "higher_is_better": True}],
+    )
+
+
+def passed(row: dict[str, Any], answers: list[str]) -> dict[str, float]:
+    (outcome,) = run_programs([f"{row['prompt']}{answers[0]}\n{row['tests']}\n"], cpu_seconds=2, wall_seconds=6)
+    return {"passed": float(outcome.status == "passed")}
 
 
 def test_texts_are_read_as_lm_eval_reads_them() -> None:

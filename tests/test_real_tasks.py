@@ -23,7 +23,7 @@ from mcbench.errors import BadInput, UnknownName
 from mcbench.evaluation import Completion, LanguageModel
 from mcbench.sandbox import isolation, run_programs
 from mcbench.scoring import score
-from mcbench.task import CodeTask, PerplexityTask, Task, completions_of, mean, pass_at_k
+from mcbench.task import CodeTask, PerplexityTask, Task, completions_of, items_of, mean, pass_at_k
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real sets are not beside this checkout")
@@ -397,8 +397,12 @@ def test_each_rule_of_longbench_by_example() -> None:
 @shared
 def test_longbench_runs_and_counts_what_the_window_cuts() -> None:
     with data_folder(SHARED):
-        scores = task("longbench").evaluate(language_model(2048), limit=2)
-        assert len(task("longbench").items()) == 187
+        long = task("longbench")
+        items = items_of(long)
+        rows = [row for batch in long._answer(language_model(2048), items[:2], ()) for row in batch.values()]
+        scores = long._scores(rows, 0.0, True)
+        assert len(items) == 187
+        assert [item.group for item in long.items_within(1)] == list(dict.fromkeys(item.group for item in items))
     assert scores.n == 2 == scores.truncated and scores.metric == "score" and set(scores.groups) == {"2wikimqa"}
     assert scores.details["data"]["test"]["official"] == 3750
 

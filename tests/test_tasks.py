@@ -7,11 +7,13 @@ import dataclasses
 import itertools
 import json
 import math
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +22,11 @@ from tiny import tiny_tokenizer, tiny_transformer
 
 import mcbench.sandbox
 from mcbench.catalogue import TASKS, select_tasks
+from mcbench.datasets import Rows
 from mcbench.errors import BadInput, UnknownName
 from mcbench.evaluation import LanguageModel
-from mcbench.items import ChoiceItem, CodeItem, GenerationItem, TextItem
+from mcbench.harness import HarnessTask
+from mcbench.items import ChoiceItem, CodeItem, GenerationItem, RowItem, TextItem
 from mcbench.sandbox import Isolation
 from mcbench.task import (
     ChoiceTask,
@@ -32,6 +36,7 @@ from mcbench.task import (
     SampleFile,
     Scores,
     Task,
+    items_of,
     mean,
     pass_at_k,
     perplexity,
@@ -286,6 +291,43 @@ def test_a_limit_takes_the_first_items_and_marks_the_result() -> None:
     assert not Colours().evaluate(language_model(), limit=12).partial
     with pytest.raises(BadInput, match="at least 1 item"):
         Colours().evaluate(language_model(), limit=0)
+
+
+@dataclass(frozen=True)
+class Subjects(HarnessTask):
+    """MMLU's own definitions on 5, 2 and 7 questions of three subjects, which alternate."""
+
+    definition = "mmlu/default/mmlu_{group}.yaml"
+    group_column = "subject"
+    metric = "acc"
+
+    def rows(self, split: str) -> Rows:
+        names = ["anatomy"] * 5 + ["virology"] * 2 + ["astronomy"] * 7
+        random.Random(0).shuffle(names)
+        return Rows(tuple(self.row(name, at) for at, name in enumerate(names)), "", "")
+
+    def sets(self) -> Sequence[tuple[str, str]]:
+        return ()
+
+    def row(self, subject: str, at: int) -> dict[str, Any]:
+        return {"subject": subject, "question": f"Which is {at}?", "choices": ["0", "7", "8", "9"], "answer": at % 4}
+
+
+def test_a_limit_leaves_what_lm_evals_leaves_of_each_subject() -> None:
+    """Its own evaluator's documents and decisions under the same limit, more than one subject has."""
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    task, lm = Subjects(), language_model()
+    scores = task.evaluate(lm, limit=4)
+    made = [task._task(part) for part in task._parts(items_of(task))]  # type: ignore[arg-type]
+    backend = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=4)
+    found = evaluate(backend, {each.task_name: each for each in made}, limit=4, bootstrap_iters=0)["samples"]
+    theirs = [(sample["doc"]["question"], sample["acc"]) for each in made for sample in found[each.task_name]]
+    questions = {item.id: item.row["question"] for item in items_of(task) if isinstance(item, RowItem)}
+    assert [(questions[row["id"]], row["acc"]) for row in scores.samples] == theirs
+    assert (scores.n, scores.partial) == (4 + 2 + 4, True)
+    assert task.evaluate(lm, limit=6).n == 13 and not task.evaluate(lm, limit=7).partial
 
 
 def test_a_task_takes_parameters_at_the_shell() -> None:
