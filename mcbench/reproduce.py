@@ -10,9 +10,9 @@ import importlib.resources
 import itertools
 import math
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,12 +20,15 @@ from mcbench.audit import audit
 from mcbench.catalogue import TASKS, models
 from mcbench.comparison import difference
 from mcbench.composition import compose, defaults
+from mcbench.costs import Cost, cell_by_cell, costs
 from mcbench.errors import BadInput, UnknownName
 from mcbench.leaderboard import pipe_table
+from mcbench.profiling import profile
 from mcbench.published import SOURCES, Figure, figures
 from mcbench.record import Record, Result
 from mcbench.registry import suggest
 from mcbench.report import bit_figure, number, with_error
+from mcbench.speed import Profile
 from mcbench.sweep import Grid, Outcome, Plan, plan, sweep
 from mcbench.task import Scores, load_samples
 
@@ -37,7 +40,12 @@ Order = Literal["holds", "contradicted", "cannot tell"]
 
 @dataclass(frozen=True)
 class Study:
-    """A grid and its layout. `refused` says why it cannot be run; without a `table` nothing was printed in numbers."""
+    """A grid and its layout. `refused` says why it cannot be run; without a `table` nothing was printed in numbers.
+
+    mean, skipped: the published metric that is the mean of the columns, and the one that is the share of pairs skipped.
+    same: rows and metrics that are printed under another name. cells: what is profiled of each row, as in `read_grid`;
+    without columns the study is of time alone.
+    """
 
     name: str
     title: str
@@ -46,6 +54,10 @@ class Study:
     columns: Mapping[str, str] = field(default_factory=dict)
     experts: Sequence[str] = ()
     bits: Sequence[float] = ()
+    mean: str = ""
+    skipped: str = ""
+    same: Mapping[str, str] = field(default_factory=dict)
+    cells: str = ""
     stands: Mapping[str, str] = field(default_factory=dict)
     departures: Sequence[str] = ()
     refused: str = ""
@@ -53,15 +65,15 @@ class Study:
     @property
     def figures(self) -> tuple[Figure, ...]:
         """The published figures of its table, of the paper's main model."""
-        return tuple(f for f in figures() if f.table == self.table and f.model == PUBLISHED_MODEL)
+        own = (f for f in figures() if f.table == self.table and f.model == PUBLISHED_MODEL)
+        return tuple(replace(f, metric=self.same.get(f.metric, f.metric)) for f in own)
 
     def lines(self) -> list[Line]:
         """Its rows in printed order."""
-        if not self.table:
-            return [Line(key, b, method, False, {}) for b in self.bits for key, method in self.rows.items()]
-        found: dict[tuple[str, float], Line] = {}
+        found = {(key, b): Line(key, b, method, False, {}) for b in self.bits for key, method in self.rows.items()}
         for figure in self.figures:
-            key = figure.setting if figure.setting in self.rows else figure.method
+            names = [self.same.get(name, name) for name in (figure.setting, figure.method)]
+            key = names[0] if names[0] in self.rows else names[1]
             if key in self.rows:
                 fresh = Line(key, float(figure.bits), self.rows[key], key in self.experts, {})
                 line = found.setdefault((key, fresh.bits), fresh)
@@ -80,11 +92,26 @@ class Line(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a row gave: its record and the folder of its samples, or the reason why there is none."""
+    """What a row gave: its record, the folder of its samples and what it costs to run, or why something is missing."""
 
     record: Record | None
     folder: Path | None
     reason: str
+    profile: Profile | None = None
+
+
+class Column(NamedTuple):
+    """A published metric and what was measured of it.
+
+    tasks: those whose score it is, or the mean of their scores; else `reads` gives a number that no sample is behind.
+    """
+
+    metric: str
+    head: str
+    tasks: tuple[str, ...] = ()
+    reads: Callable[[Measured], float | None] = lambda _: None
+    digits: int = 1
+    ordered: bool = True
 
 
 @cache
@@ -117,17 +144,29 @@ def reproduce(
     """Runs what is not run yet of the study and returns it in Markdown, published beside measured.
 
     settings: fields of `Grid` such as model, limit and tasks; bits: only rows with these labels; ways: as of `sweep`.
+    Times are taken anew at each call. Raises BadInput where a study of time alone is given tasks or a limit.
     """
     lines = _lines(chosen, bits)
+    quiet = bool(ways.get("quiet", True))
+    if not chosen.columns:
+        _no_tasks(chosen, settings)
+        (line,) = lines
+        timed = profile(line.method, bits=line.bits, grid=chosen.cells, out=out, quiet=quiet, **settings)
+        return "\n\n".join([*_opening(chosen), cell_by_cell(chosen.figures, timed), *_closing(chosen)])
     measured: dict[tuple[str, float], Measured] = {}
     for some, grid in _grids(chosen, lines, settings):
         for line, outcome in zip(some, _in_order(grid, some, sweep(grid, out=out, **ways)), strict=True):
             measured[line.key, line.bits] = _measured(outcome)
+    if chosen.cells:
+        device = str(settings.get("device") or "cpu")
+        measured = {row: _profiled(got, chosen.cells, device, out, quiet) for row, got in measured.items()}
     return report(chosen, lines, measured, settings, bool(bits))
 
 
 def planned(chosen: Study, settings: Mapping[str, Any], *, out: str | Path, bits: Sequence[float] = ()) -> list[Plan]:
-    """What `reproduce` would run, one plan for each set of rows that share their budgets."""
+    """What `reproduce` would run, one plan for each set of rows that share their budgets; profiles are not planned."""
+    if not chosen.columns:
+        raise BadInput(f"{chosen.name} is timed, and what that takes is only known once it is timed")
     return [plan(grid, out=out) for _, grid in _grids(chosen, _lines(chosen, bits), settings)]
 
 
@@ -172,6 +211,22 @@ def _measured(outcome: Outcome) -> Measured:
     return Measured(Record.load(outcome.record), Path(outcome.record).parent, "")
 
 
+def _no_tasks(chosen: Study, settings: Mapping[str, Any]) -> None:
+    for name in ("tasks", "limit"):
+        if settings.get(name):
+            raise BadInput(f"{chosen.name} is a study of time: it has no tasks, so leave --{name} out")
+
+
+def _profiled(got: Measured, cells: str, device: str, out: str | Path, quiet: bool) -> Measured:
+    """The row with what its model costs to run, or with the reason why that cannot be said."""
+    if got.folder is None:
+        return got
+    try:
+        return got._replace(profile=profile(record=got.folder, grid=cells, device=device, out=out, quiet=quiet))
+    except BadInput as error:
+        return got._replace(reason=f"not profiled: {error}")
+
+
 def _tasks(chosen: Study, model: str) -> dict[str, str]:
     """The task behind each published metric: the paper's on a model of its size, the miniature on a reference model."""
     if (model or defaults()["model"]) not in models():
@@ -191,36 +246,106 @@ def report(
     some: bool = False,
 ) -> str:
     """The study in Markdown: published columns, then measured ones, then orders, departures and known errors."""
-    names = _tasks(chosen, str(settings.get("model", "")))
+    columns = _columns(chosen, str(settings.get("model", "")))
     model = str(settings.get("model") or defaults()["model"])
-    heads = ["row", "bits", "method string", *(f"published, {PUBLISHED_MODEL}: {m}" for m in names)]
-    heads += ["label reached", *(f"measured, {Path(model).name}: {t}" for t in names.values())]
+    printed = [c.metric for c in columns if any(c.metric in line.published for line in lines)]
+    heads = ["row", "bits", "method string", *(f"published, {PUBLISHED_MODEL}: {m}" for m in printed)]
+    heads += ["label reached", *(f"measured, {Path(model).name}: {c.head}" for c in columns)]
     body = []
     for line in lines:
         got = measured[line.key, line.bits]
-        cells = [line.published[m].value if m in line.published else "" for m in names]
-        ours = [
-            "" if (r := _result(got, t)) is None else with_error(r, r.value, r.standard_error) for t in names.values()
-        ]
+        cells = [line.published[m].value if m in line.published else "" for m in printed]
         reached = bit_figure(got.record.bits.label) if got.record else ""
+        ours = [_shown(column, got) for column in columns]
         body.append([line.key, f"{line.bits:g}", line.method, *cells, reached, *ours])
-    blocks = [f"# {chosen.name}: {chosen.title}"]
-    if chosen.table:
-        blocks.append(f"Published: {chosen.table} of {SOURCES[chosen.figures[0].source]}, on {PUBLISHED_MODEL}.")
+    blocks = _opening(chosen)
     if some or settings.get("limit") or settings.get("tasks"):
         blocks.append("**Partial**: not every row, task or item of the study was asked for.")
     blocks.append(pipe_table(heads, body))
-    blocks += [
-        f"- {line.key} at {line.bits:g}: {m.reason}" for line in lines if (m := measured[line.key, line.bits]).reason
-    ]
+    reasons = [(line, reason) for line in lines for reason in _reasons(chosen, measured[line.key, line.bits])]
+    blocks += [f"- {line.key} at {line.bits:g}: {reason}" for line, reason in reasons]
     if chosen.table:
-        blocks += ["## Does the order hold?", _orders(lines, measured, names)]
+        blocks += ["## Does the order hold?", _orders(lines, measured, columns)]
+    return "\n\n".join([*blocks, *_closing(chosen)])
+
+
+def _opening(chosen: Study) -> list[str]:
+    source = f"{chosen.table} of {SOURCES[chosen.figures[0].source]}" if chosen.table else ""
+    published = [f"Published: {source}, on {PUBLISHED_MODEL}."] if source else []
+    return [f"# {chosen.name}: {chosen.title}", *published]
+
+
+def _closing(chosen: Study) -> list[str]:
+    blocks = []
     if chosen.departures:
         blocks += ["## Where these rows depart from the paper's", "\n".join(f"- {text}" for text in chosen.departures)]
     if chosen.table and (found := audit(chosen.table).findings):
         listed = (f"- {c.row}, {c.what}: {c.stated:g} stated, {c.recomputed:.4g} recomputed ({c.how})" for c in found)
         blocks += ["## Known errors of the published figures", "\n".join(listed)]
-    return "\n\n".join(blocks)
+    return blocks
+
+
+def _columns(chosen: Study, model: str) -> list[Column]:
+    """The tasks, their mean, the share that is skipped and the costs, as far as the study has them."""
+    tasks = _tasks(chosen, model)
+    columns = [Column(metric, task, (task,)) for metric, task in tasks.items()]
+    if chosen.mean:
+        columns.append(Column(chosen.mean, "mean", tuple(tasks.values())))
+    if chosen.skipped:
+        columns.append(Column(chosen.skipped, "pairs skipped %", reads=_skipped))
+    if chosen.cells:
+        columns += [
+            Column(c.metric, c.head, reads=partial(_cost, c), digits=c.digits, ordered=c.exact) for c in costs()
+        ]
+    return columns
+
+
+def _cost(cost: Cost, got: Measured) -> float | None:
+    return cost.of(got.profile) if got.profile is not None else None
+
+
+def _skipped(got: Measured) -> float | None:
+    """Per cent of the pairs chosen by the router that did not run; None where they are known in part only."""
+    routing = got.record.routing if got.record else None
+    if routing is None or routing.share is None or routing.uncounted:
+        return None
+    return 100 * (1 - routing.share)
+
+
+def _reasons(chosen: Study, got: Measured) -> list[str]:
+    """Why something of a row is blank."""
+    routing = got.record.routing if got.record else None
+    parts = ", ".join(routing.uncounted) if routing and chosen.skipped else ""
+    shares = (
+        [f"samples of an interrupted run were kept, so that the pairs of {parts} are known in part"] if parts else []
+    )
+    cells = got.profile.cells if got.profile else ()
+    untimed = {f"{c.shape}: {r}" for c in cells for a in c.arms for p in (a.prefill, a.decode) if (r := p.reason)}
+    return [*([got.reason] if got.reason else []), *shares, *sorted(untimed)]
+
+
+def _value(column: Column, got: Measured) -> float | None:
+    results = [_result(got, task) for task in column.tasks]
+    if not results:
+        return column.reads(got)
+    values = [r.value for r in results if r is not None and r.value is not None]
+    return math.fsum(values) / len(values) if len(values) == len(results) else None  # no mean over a part of the tasks
+
+
+def _shown(column: Column, got: Measured) -> str:
+    value = _value(column, got)
+    if value is None:
+        return ""
+    if not column.tasks:
+        return f"{value:.{column.digits}f}"
+    results = [r for task in column.tasks if (r := _result(got, task)) is not None]
+    return with_error(results[0], value, _mean_error([r.standard_error for r in results]))
+
+
+def _mean_error(errors: Sequence[float | None]) -> float | None:
+    """Of a mean of independent values; None where one of their errors is unknown."""
+    known = [error for error in errors if error is not None]
+    return math.sqrt(math.fsum(e**2 for e in known)) / len(known) if known and len(known) == len(errors) else None
 
 
 def _result(got: Measured, task: str) -> Result | None:
@@ -229,38 +354,42 @@ def _result(got: Measured, task: str) -> Result | None:
     return next((r for r in got.record.results if r.task == task and r.value is not None), None)
 
 
-def _orders(lines: Sequence[Line], measured: Mapping[tuple[str, float], Measured], names: Mapping[str, str]) -> str:
+def _orders(lines: Sequence[Line], measured: Mapping[tuple[str, float], Measured], columns: Sequence[Column]) -> str:
     """Every pair of rows that the paper puts in an order, by what our paired difference says of it."""
     rows, against = [], []
-    for metric, task in names.items():
+    for column in columns:
         counts: dict[Order, int] = {"holds": 0, "contradicted": 0, "cannot tell": 0}
-        both = []
+        both: list[tuple[Line, Measured, float, float]] = []
         for line in lines:
             got = measured[line.key, line.bits]
-            if metric in line.published and (result := _result(got, task)) is not None:
-                both.append((line, got, result))
-        for (a, one, mine), (b, other, theirs) in itertools.combinations(both, 2):
-            published = a.published[metric].number - b.published[metric].number
+            if column.ordered and column.metric in line.published and (ours := _value(column, got)) is not None:
+                both.append((line, got, line.published[column.metric].number, ours))
+        for (a, one, high, _), (b, other, low, _) in itertools.combinations(both, 2):
+            published = high - low
             if published:
-                value, error = _paired(one, mine, other, theirs)
+                value, error = _paired(column, one, other)
                 said = order(published, value, error)
                 counts[said] += 1
                 if said == "contradicted":
-                    shown = number(mine, value, sign=True)
+                    mine = _result(one, column.tasks[0]) if column.tasks else None
+                    shown = f"{value:+.{column.digits}f}" if mine is None else number(mine, value, sign=True)
                     against.append(
-                        f"- {task}: {a.key} {a.bits:g} less {b.key} {b.bits:g}: "
+                        f"- {column.head}: {a.key} {a.bits:g} less {b.key} {b.bits:g}: "
                         f"published {published:+.3g}, measured {shown}"
                     )
-        tau = kendall([x.published[metric].number for x, _, _ in both], [r.value or 0.0 for _, _, r in both])
-        rows.append([task, *(str(n) for n in counts.values()), "" if tau is None else f"{tau:+.2f}"])
+        if both:
+            tau = kendall([high for _, _, high, _ in both], [ours for _, _, _, ours in both])
+            counted = (str(n) for n in counts.values())
+            rows.append([column.head, *counted, "" if tau is None else f"{tau:+.2f}"])
     text = (
         "Pairs of rows that differ in print; an order holds or is contradicted where the paired difference of the same "
-        f"items\nlies beyond {CLEAR_ERRORS:g} of its standard errors. Nothing is corrected for the number of pairs."
+        f"items\nlies beyond {CLEAR_ERRORS:g} of its standard errors; what is counted has none. "
+        "Nothing is corrected for the number\nof pairs."
     )
     return "\n\n".join(
         [
             text,
-            pipe_table(["task", "holds", "contradicted", "cannot tell", "Kendall's tau-b"], rows),
+            pipe_table(["measured", "holds", "contradicted", "cannot tell", "Kendall's tau-b"], rows),
             *(["\n".join(against)] if against else []),
         ]
     )
@@ -273,15 +402,28 @@ def order(published: float, measured: float, error: float | None) -> Order:
     return "holds" if (published > 0) == (measured > 0) else "contradicted"
 
 
-def _paired(one: Measured, mine: Result, other: Measured, theirs: Result) -> tuple[float, float | None]:
-    found = difference(_scores(one, mine), _scores(other, theirs))
-    assert found is not None
-    return found.value, found.standard_error
+def _paired(column: Column, one: Measured, other: Measured) -> tuple[float, float | None]:
+    """How much more one row has than another, and the error of that."""
+    if not column.tasks:
+        return (_value(column, one) or 0.0) - (_value(column, other) or 0.0), 0.0
+    found = []
+    for task in column.tasks:
+        mine, theirs = _result(one, task), _result(other, task)
+        assert mine is not None and theirs is not None
+        delta = difference(_scores(one, mine), _scores(other, theirs))
+        assert delta is not None
+        found.append(delta)
+    value = math.fsum(d.value for d in found) / len(found)
+    return value, _mean_error([d.standard_error for d in found])
 
 
 def _scores(got: Measured, result: Result) -> Scores:
+    """The result with its samples: those beside the record, or what the record itself holds of them."""
     assert got.folder is not None
-    _, rows = load_samples(got.folder / result.samples)
+    file = got.folder / result.samples
+    rows = load_samples(file)[1] if result.samples and file.is_file() else result.rows()
+    if not rows:
+        raise BadInput(f"the samples {str(file)!r} are gone, and the record beside them holds none; run the row again")
     scores = Scores(result.task, result.protocol, result.metric, result.higher_is_better, result.value, result.n)
     return replace(scores, samples=rows)
 

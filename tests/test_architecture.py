@@ -77,6 +77,7 @@ ORDER = (
     "sweep",
     "ray_engine",
     "profiling",
+    "costs",
     "reproduce",
     "contract",
     "cli",

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from records import with_routing
+from runs import answers, windows, write_run
 from scipy import stats
 
 from mcbench.catalogue import TASKS
 from mcbench.cli import main
 from mcbench.composition import compose
-from mcbench.reproduce import kendall, order, studies, study
+from mcbench.costs import cell_by_cell
+from mcbench.published import Figure
+from mcbench.record import FILE_NAME, Environment, Record
+from mcbench.reproduce import Line, Measured, kendall, order, report, reproduce, studies, study
+from mcbench.speed import Arm, ArmName, Cell, Memory, Phase, Profile
 
 
 @pytest.mark.parametrize("name", [name for name, s in studies().items() if not s.refused])
@@ -20,9 +28,10 @@ def test_every_row_of_a_study_is_a_method_and_every_column_a_task(name: str) -> 
     assert {line.key for line in chosen.lines()} == set(chosen.rows)
     assert all(compose(method).parts for method in chosen.rows.values())
     assert set(chosen.columns.values()) <= set(TASKS.names())
-    if chosen.table:  # every published figure of a column has its row
-        published = [f for f in chosen.figures if f.metric in chosen.columns]
-        assert sum(len(set(line.published) & set(chosen.columns)) for line in chosen.lines()) == len(published) > 0
+    if chosen.table and chosen.columns:  # every published figure of a column has its row
+        shown = {*chosen.columns, chosen.mean, chosen.skipped}
+        found = [f for f in chosen.figures if f.metric in shown]
+        assert sum(len(set(line.published) & shown) for line in chosen.lines()) == len(found) > 0
 
 
 def test_tau_is_that_of_scipy() -> None:
@@ -59,7 +68,7 @@ def test_a_study_runs_from_end_to_end_and_says_that_it_is_partial(
 @pytest.mark.parametrize(
     ("asked", "said"),
     [(["table77"], "did you mean 'table7'"), (["table8"], "OmniQuant"), (["table7", "--bits", "2.06"], "has no row"),
-     (["latency"], "mcbench profile")],
+     (["latency", "--limit", "4"], "leave --limit out"), (["latency", "--dry-run"], "once it is timed")],
 )  # fmt: skip
 def test_what_cannot_be_run_is_refused_with_the_reason(
     asked: list[str], said: str, capsys: pytest.CaptureFixture[str]
@@ -71,3 +80,108 @@ def test_what_cannot_be_run_is_refused_with_the_reason(
 def test_the_studies_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(studies())
+
+
+def cells(text: str, start: str) -> list[str]:
+    """The cells of the row of a pipe table that starts so."""
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in text.splitlines() if line.startswith("|")]
+    (found,) = [row for row in rows if row[0] == start]
+    return found
+
+
+def measured(folder: Path, **changes: object) -> Measured:
+    return Measured(dataclasses.replace(Record.load(folder), **changes), folder, "")  # type: ignore[arg-type]
+
+
+def published(table: str, metric: str, value: str) -> Figure:
+    return Figure(table, "mcmoe-paper", "Mixtral-8x7B", "", "", "", metric, value, "")
+
+
+def test_the_mean_is_over_complete_rows_and_paired_like_its_tasks(tmp_path: Path) -> None:
+    chosen = dataclasses.replace(study("table2"), columns={"PIQA_acc": "mini-piqa", "ARC-e_acc": "mini-arc-easy"})
+    right = {"a": ([1, 1, 1, 0], [1, 0, 1, 1]), "b": ([0, 1, 0, 0], [1, 0, 0, 1])}
+    lines, got = [], {}
+    for key, value in {"a": "70", "b": "60"}.items():
+        tasks = {n: answers([bool(x) for x in r]) for n, r in zip(chosen.columns.values(), right[key], strict=True)}
+        write_run(tmp_path / key, tasks)
+        lines.append(Line(key, 2.0, "none", False, {chosen.mean: published("T2", chosen.mean, value)}))
+        got[key, 2.0] = measured(tmp_path / key)
+    settings = {"model": "elsewhere"}
+    text = report(chosen, lines, got, settings)
+    error = stats.sem([1, 1, 1, 0]) / 2**0.5  # of the mean of two tasks with three right of four
+    assert cells(text, "a")[-1] == f"75.0 ± {100 * error:.1f}" and cells(text, "b")[-1].startswith("37.5")
+    assert cells(text, "mean")[1:4] in (["1", "0", "0"], ["0", "0", "1"])
+    held = report(chosen, lines, {k: g._replace(folder=tmp_path / "gone") for k, g in got.items()}, settings)
+    assert held == text  # the record holds what the samples say
+    part = got["b", 2.0]
+    assert part.record is not None
+    got["b", 2.0] = part._replace(record=dataclasses.replace(part.record, results=part.record.results[:1]))
+    assert cells(report(chosen, lines, got, settings), "b")[-1] == ""
+
+
+def test_the_points_of_figures_7_and_8_stand_in_their_rows() -> None:
+    seven = {line.key: line.published for line in study("figure7").lines()}
+    assert (seven["0 %"]["ppl_wikitext2"].value, seven["2 %"]["ppl_wikitext2"].value) == ("6.46", "6.24")
+    assert (seven["0 %"]["avg_pruned_params"].value, seven["2 %"]["avg_pruned_params"].value) == ("15.1", "14.8")
+    assert [k for k, p in seven.items() if not p] == ["1 %", "5 %", "10 %", "20 %"]
+    eight = {line.key: line.published for line in study("figure8").lines()}
+    assert eight["2 %"]["ppl_wikitext2"].value == "6.35" and sum(map(bool, eight.values())) == 1
+
+
+def test_the_share_skipped_is_that_of_the_pairs(tmp_path: Path) -> None:
+    chosen = dataclasses.replace(study("table11"), columns={"ppl_wikitext2": "mini-perplexity"})
+    write_run(tmp_path / "a", {"mini-perplexity": windows([1.0, 2.0])})
+    line = Line("a", 2.05, "none", False, {})
+    for uncounted, shown in (((), "{:.1f}"), (("mini-perplexity",), "")):
+        told = with_routing(Record.load(tmp_path / "a"), uncounted=uncounted).routing
+        assert told is not None
+        pairs = (told.prefill, told.decode)
+        ran = sum(sum(p.executed) for p in pairs) / sum(sum(p.chosen) for p in pairs)
+        text = report(chosen, [line], {("a", 2.05): measured(tmp_path / "a", routing=told)}, {"model": "elsewhere"})
+        assert cells(text, "a")[-1] == shown.format(100 * (1 - ran))
+        assert ("the pairs of mini-perplexity are known in part" in text) == bool(uncounted)
+
+
+def timed(batch: int, prompt: int, seconds: dict[ArmName, Sequence[float]], reason: str = "") -> Cell:
+    """A cell of one written token per sequence."""
+    arms = [
+        Arm(name, Phase(batch * prompt, "eager", (1.0,)), Phase(batch, "eager", tuple(times), reason=reason))
+        for name, times in seconds.items()
+    ]
+    return Cell(batch, prompt, 1, tuple(arms))
+
+
+def test_latencies_stand_beside_those_of_the_same_cell() -> None:
+    fast: dict[ArmName, Sequence[float]] = {"eager": [0.4], "best": [0.2], "subject": [0.1], "again": [0.11]}
+    slow: dict[ArmName, Sequence[float]] = {"eager": [0.1], "best": [0.1], "subject": [0.4], "again": [0.4]}
+    noisy: dict[ArmName, Sequence[float]] = {"eager": [0.4], "best": [0.4], "subject": [0.3], "again": [0.9]}
+    none: dict[ArmName, Sequence[float]] = {"eager": [], "best": [], "subject": [], "again": []}
+    grid = (timed(8, 2048, fast), timed(1, 512, slow), timed(1, 1024, noisy), timed(16, 4096, none, "out of memory"))
+    here = Environment.here(device="cpu", dtype="float32", threads=1)
+    found = Profile(
+        "pmq+odp", "tiny", "Tiny", 2.54, "f", "uncompressed weights", here, "sdpa", "", "t", 1, 1, Memory(None, None),
+        {"experts": 1}, 1, None, None, tuple(str(c.shape) for c in grid), grid,
+    )  # fmt: skip
+    text = cell_by_cell(study("latency").figures, found)
+    row = cells(text, "8x2048+1")
+    assert row[1:4] == ["0.009", "0.004", "55.4"]  # as printed
+    assert row[4:] == ["50.000", "25.000", "12.500", "75.0", "50.0", "10.0"]
+    assert cells(text, "16x4096+1")[4:] == [""] * 6 and "- subject at 16x4096+1: out of memory" in text
+    assert "holds in 1, contradicted in 1, cannot tell in 1 of the cells that ran" in text
+
+
+@pytest.mark.slow
+def test_sizes_and_times_are_measured_of_every_row(tmp_path: Path) -> None:
+    chosen = dataclasses.replace(study("table4"), cells="1x32+4")
+    settings = {"tasks": "mini-piqa", "limit": 2, "samples": 4, "length": 64}
+    text = reproduce(chosen, settings, out=tmp_path, bits=(2.05,))
+    heads = cells(text, "row")
+    file = next(i for i, head in enumerate(heads) if head.endswith("file MB"))
+    read = next(i for i, head in enumerate(heads) if head.endswith("read per token"))
+    plain, ours = (cells(text, key) for key in ("FP16", "PMQ"))
+    assert "96.80" in plain and "13.41" in ours and "3.23" in cells(text, "PMQ+ODP")
+    sizes = sorted(sum(Record.load(p).bits.bytes.values()) / 1e6 for p in tmp_path.rglob(FILE_NAME))
+    assert [f"{sizes[0]:.2f}", f"{sizes[-1]:.2f}"] == [ours[file], plain[file]]
+    assert float(ours[read]) < float(plain[read])
+    assert cells(text, "PMQ+ODP")[read] or "- PMQ+ODP at 2.05: not profiled: " in text  # blank with the reason
+    assert all(float(row[heads.index(h)]) > 0 for row in (plain, ours) for h in heads if h.endswith("tokens/s"))
