@@ -7,6 +7,7 @@ scored; a batch holds a number of tokens, not of requests. The fast path is comp
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -27,6 +28,7 @@ from transformers.cache_utils import DynamicLayer
 from mcbench.errors import BadInput, CheckFailed
 from mcbench.prefixes import Node, Sharing, plan
 from mcbench.progress import inner
+from mcbench.trunk import SUPPORTED, attending
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -205,6 +207,7 @@ class LanguageModel:
         self.sharing: Sharing = "trie" if self._keeps_all else "one level"
         if not (prefix_sharing and self._selects_rows):
             self.sharing = "none"
+        self._holds_once = self.sharing == "trie" and self._probe_trunk()
         self.check_difference = self._self_check() if check else None
 
     # -- what it is
@@ -355,7 +358,7 @@ class LanguageModel:
             # rows that stop at about the same time share a batch: by allowance first, then by length
             order = sorted(members, key=lambda i: (-prompts[i].max_new_tokens, -len(kept[i]), i))
             size = [
-                copies * (len(ids) - beginning + (beginning + prompt.max_new_tokens) // CACHE_SHARE)
+                copies * self._writing_size(len(ids) - beginning, beginning, prompt.max_new_tokens)
                 for ids, prompt in zip(kept, prompts, strict=True)
             ]
             trunk: _Trunk | None = None
@@ -396,6 +399,12 @@ class LanguageModel:
             else:
                 alone += node.members
         return [*groups, (0, sorted(alone) if self.sharing == "trie" else list(range(len(prompts))))]
+
+    def _writing_size(self, own: int, beginning: int, new: int) -> int:
+        """What a row counts in a batch that is written: tokens to compute at once, and a fraction of those cached."""
+        if not self._keeps_all:  # its prompts are read in one forward, as such caches cannot be joined
+            return own + (beginning + new) // CACHE_SHARE
+        return max(1, (own + new + (0 if self._holds_once else beginning)) // CACHE_SHARE)
 
     def _read(self, tokens: Sequence[int]) -> _Trunk:
         """The cache of these tokens."""
@@ -566,24 +575,64 @@ class LanguageModel:
 
         The contexts come after the one text of `trunk`, where there is one. `step` is called before each new token.
         """
-        ids, mask, position = self._pad(contexts)
-        mask = torch.ones_like(ids) if mask is None else mask
-        cache = None
-        if trunk is not None:
-            copies = self._tensor([0] * len(contexts))
-            cache, position = _rows_of_cache(trunk.cache, copies, last=False), position + trunk.width
-            mask = torch.cat([mask.new_ones(len(contexts), trunk.width), mask], dim=1)
-        repeat = self._tensor([n for n in range(len(contexts)) for _ in range(len(rows) // len(contexts))])
+        repeat = [n for n in range(len(contexts)) for _ in range(len(rows) // len(contexts))]
         if not self._selects_rows:
-            ids, mask, position = ids[repeat], mask[repeat], position[repeat]
-        out = self._forward(ids, mask, position, keep=1, cache=cache, use_cache=True)
-        cache, logits = out.past_key_values, out.logits[:, -1]
-        if self._selects_rows and len(rows) > len(contexts):  # several samples of one prompt: it has been read once
-            cache = _rows_of_cache(cache, repeat, last=True)
-            logits, mask = logits[repeat], mask[repeat]
+            contexts, repeat = [contexts[n] for n in repeat], list(range(len(rows)))
+        caches, logits, mask = self._read_all(contexts, trunk)
+        position = mask.sum(1, keepdim=True)[repeat]  # [rows, 1]
+        shared = self._holds_once and trunk is not None
+        if shared:
+            assert trunk is not None
+            mask = mask[:, trunk.width :]
+        logits, mask = logits[repeat], mask[repeat]
         if self._keeps_all:
-            cache = _with_room(cache, max(p.max_new_tokens for p in prompts))
-        position = mask.sum(1, keepdim=True)  # [rows, 1]
+            room = max(p.max_new_tokens for p in prompts)
+            cache = _joined_cache(caches, self._tensor(repeat), room, trunk.width if shared and trunk else 0)
+        else:
+            (cache,) = caches
+            if len(rows) > len(contexts):  # several samples of one prompt: it has been read once
+                cache = _rows_of_cache(cache, self._tensor(repeat), last=True)
+        del caches
+        beginning = [(layer.keys, layer.values) for layer in trunk.cache.layers] if shared and trunk else None
+        with attending(self.model, beginning) if beginning else contextlib.nullcontext():
+            return self._write(cache, logits, mask, position, prompts, rows, sampling, step)
+
+    def _read_all(self, contexts: Sequence[Sequence[int]], trunk: _Trunk | None) -> tuple[list[Any], Tensor, Tensor]:
+        """The caches of the contexts, part by part, with the logits [contexts, vocabulary] after them, and their mask.
+
+        All are padded to the same width; a part holds as many as may be computed at once.
+        """
+        ids, mask, position = self._pad(contexts)
+        mask = torch.ones_like(ids) if mask is None else mask.long()
+        width = trunk.width if trunk else 0
+        mask, position = torch.cat([mask.new_ones(len(ids), width), mask], dim=1), position + width
+        size = ids.shape[1] + width // CACHE_SHARE
+        most = max(1, self.tokens_per_batch // size) if self._keeps_all else len(ids)
+        caches, logits = [], []
+        for start in range(0, len(ids), most):
+            part = slice(start, start + most)
+            copies = self._tensor([0] * len(ids[part]))
+            cache = _rows_of_cache(trunk.cache, copies, last=False) if trunk else None
+            out = self._forward(ids[part], mask[part], position[part], keep=1, cache=cache, use_cache=True)
+            caches.append(out.past_key_values)
+            logits.append(out.logits[:, -1])
+        return caches, torch.cat(logits), mask
+
+    def _write(
+        self,
+        cache: Any,
+        logits: Tensor,
+        mask: Tensor,
+        position: Tensor,
+        prompts: Sequence[Prompt],
+        rows: Sequence[tuple[int, int]],
+        sampling: Sampling | None,
+        step: Callable[[], object],
+    ) -> list[tuple[list[int], Literal["stop", "end", "length"]]]:
+        """As `_continue`, once the prompts have been read.
+
+        mask [rows, tokens in the cache], logits [rows, vocabulary] and position [rows, 1] of the next token.
+        """
         choose = _Chooser(sampling, rows, max(p.max_new_tokens for p in prompts))
         written: list[list[int]] = [[] for _ in rows]
         finish: dict[int, Literal["stop", "end", "length"]] = {}
@@ -706,6 +755,36 @@ class LanguageModel:
         except (AttributeError, IndexError, NotImplementedError, TypeError):
             return False, False
         return True, all(type(layer).__name__ == "DynamicLayer" for layer in out.past_key_values.layers)
+
+    def _probe_trunk(self) -> bool:
+        """Whether rows that are written can share the keys and values of what all of them begin with.
+
+        A model that attends in another way is found by the difference from rows with copies of their own.
+        """
+        self._holds_once = False
+        if "position_ids" not in self._accepts or self.model.config.get_text_config()._attn_implementation != SUPPORTED:
+            return False
+        if self.window < 6:
+            return False
+        random = np.random.default_rng(0)
+        vocabulary = min(int(self.model.config.get_text_config().vocab_size), len(self.tokenizer))
+        ids = self._tensor(random.integers(0, vocabulary, (2, 5)))
+        ids[1, :3] = ids[0, :3]
+        trunk = self._read(ids[0, :3].tolist())
+        rows = self._tensor([0, 1])
+        mask, position = torch.ones_like(ids), self._tensor([[3], [3]])
+        found = []
+        for skipped in (0, trunk.width):
+            (cache,), _, mask = self._read_all(ids[:, 3:4].tolist(), trunk)
+            cache = _joined_cache([cache], rows, 1, skipped)
+            mask = torch.cat([mask[:, skipped:], mask.new_ones(2, 1)], dim=1)
+            beginning = [(layer.keys, layer.values) for layer in trunk.cache.layers]
+            try:
+                with attending(self.model, beginning) if skipped else contextlib.nullcontext():
+                    found.append(self._forward(ids[:, 4:], mask, position + 1, cache=cache).logits.float())
+            except BadInput:
+                return False
+        return bool((found[0] - found[1]).abs().max() <= self.tolerance)
 
     # -- proof
 
@@ -864,17 +943,21 @@ def _rows_of_cache(cache: Any, rows: Tensor, *, last: bool) -> Any:
 
 
 class _RoomyLayer(DynamicLayer):
-    """Keys and values of a layer in a buffer with room for more, so that a new token does not copy all earlier ones."""
+    """Keys and values of a layer in a buffer with room for more, so that a new token does not copy all earlier ones.
 
-    def __init__(self, full: DynamicLayer, room: int) -> None:
-        assert full.keys is not None and full.values is not None
+    `parts` hold rows of equal length, one part after the other; `rows` are chosen from them, and the first `skipped`
+    tokens of each are left out.
+    """
+
+    def __init__(self, parts: Sequence[DynamicLayer], rows: Tensor, room: int, skipped: int) -> None:
+        keys, values = [part.keys for part in parts], [part.values for part in parts]
         super().__init__()  # type: ignore[no-untyped-call]
-        self.lazy_initialization(full.keys, full.values)
-        self._used = full.keys.shape[-2]
-        self._buffers = [
-            torch.cat([states, states.new_empty(*states.shape[:-2], room, states.shape[-1])], dim=-2)
-            for states in (full.keys, full.values)
-        ]
+        self.lazy_initialization(keys[0], values[0])
+        self._used = keys[0].shape[-2] - skipped
+        self._buffers = []
+        for states in (keys, values):
+            whole = torch.cat([part[:, :, skipped:] for part in states])[rows]
+            self._buffers.append(torch.cat([whole, whole.new_empty(*whole.shape[:-2], room, whole.shape[-1])], dim=-2))
         self._show()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -895,10 +978,17 @@ class _RoomyLayer(DynamicLayer):
         return keys, values
 
 
-def _with_room(cache: Any, room: int) -> Any:
-    """The cache, able to take `room` more tokens without being copied."""
-    cache.layers = [_RoomyLayer(layer, room) for layer in cache.layers]
-    return cache
+def _joined_cache(caches: Sequence[Any], rows: Tensor, room: int, skipped: int) -> Any:
+    """One cache with these rows of several, without its first `skipped` tokens, able to take `room` more.
+
+    The caches are used up: a layer is let go as soon as it has been copied.
+    """
+    joined = caches[0]
+    for at in range(len(joined.layers)):
+        joined.layers[at] = _RoomyLayer([cache.layers[at] for cache in caches], rows, room, skipped)
+        for cache in caches[1:]:
+            cache.layers[at] = None
+    return joined
 
 
 def _window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -53,6 +53,7 @@ ORDER = (
     "composition",
     "sandbox",
     "prefixes",
+    "trunk",
     "evaluation",
     "task",
     "needles",

@@ -1,0 +1,91 @@
+"""Attention to a beginning that all rows of a batch share, whose keys and values are held once and not once a row.
+
+A function of ours stands in transformers' attention registry. While `attending` is open, each row's cache holds only
+what comes after the beginning; the function computes one softmax over both, so that nothing is approximated.
+
+Letters in shapes: R rows, H heads, G heads of keys and values, N keys of a row, P keys of the beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from mcbench.errors import BadInput
+
+IMPLEMENTATION = "mcbench_trunk"  # the name under which our function stands in the registry
+SUPPORTED = "sdpa"  # it has neither sinks nor caps, so one softmax over both parts is all there is to it
+
+_BEGINNING = "_mcbench_beginning"
+
+
+@contextmanager
+def attending(model: nn.Module, beginning: Sequence[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """While open, single new tokens also attend to the beginning: keys and values [1, G, P, .] of each layer.
+
+    Raises BadInput for a model that runs another attention implementation than sdpa.
+    """
+    config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
+    own = config._attn_implementation
+    if own != SUPPORTED:
+        raise BadInput(f"a shared beginning needs the attention implementation {SUPPORTED}, not {own!r}")
+    layers = {module: getattr(module, "layer_idx", None) for module in model.modules()}
+    try:
+        for module, at in layers.items():
+            if isinstance(at, int) and at < len(beginning):
+                module.__dict__[_BEGINNING] = beginning[at]
+        config._attn_implementation = IMPLEMENTATION
+        yield
+    finally:
+        config._attn_implementation = own
+        for module in layers:
+            module.__dict__.pop(_BEGINNING, None)
+
+
+def attention_forward(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """The function in transformers' registry: query [R, H, 1, .], key and value [R, G, N, .], mask [R, 1, 1, N].
+
+    Raises BadInput for a call that it does not understand.
+    """
+    beginning: tuple[Tensor, Tensor] | None = module.__dict__.get(_BEGINNING)
+    if beginning is None or query.shape[2] != 1 or options.get("position_bias") is not None:
+        raise BadInput(f"{type(module).__name__} attends in a way that knows no shared beginning")
+    keys, values = (states[0] for states in beginning)  # [G, P, .]
+    rows, heads, _, width = query.shape
+    groups = key.shape[1]
+    if (keys.shape[0], keys.shape[2], values.shape[2]) != (groups, width, value.shape[3]):
+        raise BadInput(f"{type(module).__name__} changes what its cache holds before it attends to it")
+    scaling = options.get("scaling")
+    asked = query.reshape(rows, groups, heads // groups, width) * (width**-0.5 if scaling is None else scaling)
+    before = _by_group(asked) @ keys.transpose(1, 2)  # [G, R * H / G, P]
+    after = asked @ key.transpose(2, 3)  # [R, G, H / G, N]
+    if attention_mask is not None:
+        hidden = attention_mask.dtype == torch.bool
+        after = after.masked_fill(~attention_mask, float("-inf")) if hidden else after + attention_mask
+    both = torch.cat([_by_row(before, rows), after], dim=-1)
+    share = both.softmax(-1, dtype=torch.float32).to(value.dtype)
+    length = keys.shape[1]
+    output = _by_row(_by_group(share[..., :length]) @ values, rows) + share[..., length:] @ value
+    return output.reshape(rows, 1, heads, -1), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, attention_forward)
+ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, sdpa_mask)
+
+
+def _by_group(states: Tensor) -> Tensor:
+    """[G, R * H / G, .] of [R, G, H / G, .]: the rows side by side, as all of them meet the same keys."""
+    return states.transpose(0, 1).reshape(states.shape[1], -1, states.shape[-1])
+
+
+def _by_row(states: Tensor, rows: int) -> Tensor:
+    """[R, G, H / G, .] of [G, R * H / G, .]."""
+    return states.unflatten(1, (rows, -1)).transpose(0, 1)
