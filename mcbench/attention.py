@@ -9,6 +9,7 @@ Letters in shapes: B sequences, H heads, S queries of this pass, N keys, past on
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from mcbench.errors import BadInput
 IMPLEMENTATION = "mcbench"  # the name under which our function stands in the registry
 SUPPORTED = ("sdpa", "eager")  # what the output may be computed with
 BLOCK_ELEMENTS = 1 << 23  # probabilities held at once: 32 MiB in fp32
+WIDTHS = 8  # of blocks of causal attention
 
 _COLLECTOR = "_mcbench_received"
 
@@ -114,13 +116,16 @@ def _streamed(
     keys = key.shape[2]
     causal = mask is None and queries > 1 and getattr(module, "is_causal", True)
     step = max(1, BLOCK_ELEMENTS // (batch * heads * keys))
+    # few widths, so that each block fits where an earlier one was and memory does not fall into pieces
+    unit = max(step, math.ceil(keys / WIDTHS))
     columns = torch.zeros(batch, keys, dtype=torch.float32, device=query.device)
     outputs = []
     for start in range(0, queries, step):
         end = min(start + step, queries)
-        seen = end if causal else keys  # without a mask, query i sees the keys up to i
+        # without a mask, query i sees the keys up to i
+        seen = min(keys, math.ceil(end / unit) * unit) if causal else keys
         part = mask[:, :, start:end] if mask is not None else None
-        block = _causal_block(start, end, query) if causal else _additive(part, query)
+        block = _causal_block(start, end, seen, query) if causal else _additive(part, query)
         output, probability = eager(
             module, query[:, :, start:end], key[:, :, :seen], value[:, :, :seen], block, **options
         )
@@ -142,10 +147,10 @@ def _eager(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
     return own
 
 
-def _causal_block(start: int, end: int, query: Tensor) -> Tensor:
-    """[1, 1, end - start, end] 0 where query start + i may look, the least number where not."""
+def _causal_block(start: int, end: int, seen: int, query: Tensor) -> Tensor:
+    """[1, 1, end - start, seen] 0 where query start + i may look, the least number where not."""
     rows = torch.arange(start, end, device=query.device)[:, None]
-    hidden = torch.arange(end, device=query.device)[None] > rows
+    hidden = torch.arange(seen, device=query.device)[None] > rows
     block = torch.zeros(hidden.shape, dtype=query.dtype, device=query.device)
     return block.masked_fill_(hidden, torch.finfo(query.dtype).min)[None, None]
 

@@ -950,7 +950,9 @@ class _RoomyLayer(DynamicLayer):
     """
 
     def __init__(self, parts: Sequence[DynamicLayer], rows: Tensor, room: int, skipped: int) -> None:
-        keys, values = [part.keys for part in parts], [part.values for part in parts]
+        keys = [part.keys for part in parts if part.keys is not None]
+        values = [part.values for part in parts if part.values is not None]
+        assert len(keys) == len(values) == len(parts)
         super().__init__()  # type: ignore[no-untyped-call]
         self.lazy_initialization(keys[0], values[0])
         self._used = keys[0].shape[-2] - skipped

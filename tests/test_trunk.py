@@ -25,7 +25,7 @@ def test_it_is_the_attention_to_a_copy_in_every_row(groups: int, masked: bool) -
     if masked:
         mask[1, ..., :3] = mask[2, ..., :1] = False
     module = torch.nn.Module()
-    module.layer_idx = 0
+    module.__dict__["layer_idx"] = 0
     module.__dict__["_mcbench_beginning"] = beginning
     keys, values = (
         torch.cat([first.expand(rows, -1, -1, -1), states], dim=2).repeat_interleave(heads // groups, dim=1)
