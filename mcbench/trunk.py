@@ -88,5 +88,5 @@ def _by_group(states: Tensor) -> Tensor:
 
 def _by_row(states: Tensor, rows: int) -> Tensor:
     """[R, G, H / G, .] of [G, R * H / G, .]."""
-    apart: Tensor = states.unflatten(1, (rows, -1))  # type: ignore[no-untyped-call]
+    apart: Tensor = states.unflatten(1, (rows, -1))
     return apart.transpose(0, 1)
