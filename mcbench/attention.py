@@ -24,7 +24,7 @@ from mcbench.errors import BadInput
 
 IMPLEMENTATION = "mcbench"  # the name under which our function stands in the registry
 SUPPORTED = ("sdpa", "eager")  # what the output may be computed with
-BLOCK_ELEMENTS = 1 << 23  # probabilities held at once: 32 MiB in fp32
+BLOCK_ELEMENTS = 1 << 22  # probabilities held at once: 16 MiB in fp32
 WIDTHS = 8  # of blocks of causal attention
 
 _COLLECTOR = "_mcbench_received"
@@ -87,8 +87,7 @@ def attention_forward(
     assert collector.real is not None
     eager = _eager(module)
     if collector.own == "eager":
-        outputs, columns = _streamed(eager, module, query, key, value, attention_mask, collector.real, options)
-        output = torch.cat(outputs, dim=1)
+        output, columns = _streamed(eager, module, query, key, value, attention_mask, collector.real, options)
     else:
         # a value of width 1 leaves of eager attention little more than the probabilities
         _, columns = _streamed(eager, module, query, key, value[..., :1], attention_mask, collector.real, options)
@@ -110,20 +109,25 @@ def _streamed(
     mask: Tensor | None,
     real: Tensor,
     options: dict[str, Any],
-) -> tuple[list[Tensor], Tensor]:
-    """The outputs of each block of queries, and the column sums [B, N] over the real queries."""
+) -> tuple[Tensor, Tensor]:
+    """The output [B, S, H, .] and the column sums [B, N] over the real queries, both written in place.
+
+    A small result of each block that stayed alive would keep the memory of all blocks from being used again.
+    """
     batch, heads, queries, _ = query.shape
     keys = key.shape[2]
     causal = mask is None and queries > 1 and getattr(module, "is_causal", True)
-    step = max(1, BLOCK_ELEMENTS // (batch * heads * keys))
-    # few widths, so that each block fits where an earlier one was and memory does not fall into pieces
-    unit = max(step, math.ceil(keys / WIDTHS))
+    # few widths and blocks of one size, so that each fits where an earlier one was and memory does not fall into pieces
+    unit = keys if batch * heads * queries * keys <= BLOCK_ELEMENTS else math.ceil(keys / WIDTHS)
     columns = torch.zeros(batch, keys, dtype=torch.float32, device=query.device)
-    outputs = []
-    for start in range(0, queries, step):
-        end = min(start + step, queries)
+    whole: Tensor | None = None
+    end = 0
+    while end < queries:
+        start = end
         # without a mask, query i sees the keys up to i
-        seen = min(keys, math.ceil(end / unit) * unit) if causal else keys
+        seen = min(keys, (start // unit + 1) * unit) if causal else keys
+        end = min(queries, start + max(1, BLOCK_ELEMENTS // (batch * heads * seen)))
+        end = min(end, seen) if causal else end
         part = mask[:, :, start:end] if mask is not None else None
         block = _causal_block(start, end, seen, query) if causal else _additive(part, query)
         output, probability = eager(
@@ -131,8 +135,11 @@ def _streamed(
         )
         counted = real[:, start:end, None].to(probability.device)
         columns[:, :seen] += (probability.float().mean(1) * counted).sum(1)
-        outputs.append(output)
-    return outputs, columns
+        if whole is None:
+            whole = output.new_empty(batch, queries, *output.shape[2:])
+        whole[:, start:end] = output
+    assert whole is not None
+    return whole, columns
 
 
 def _eager(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -57,7 +57,9 @@ def test_the_record_says_what_was_asked_and_what_came_out(first: tuple[Record, P
     assert record.bits.asked == 2.0 and record.bits.expert == 2.0
     assert record.bits.expert < record.bits.label < record.bits.whole_model < record.bits.stored
     assert [r.n for r in record.results[1:]] == [4, 4] and record.partial
-    assert set(record.stages) == {"load", "evaluate 16 bits", "calibrate", "allocate", "compress", "evaluate"}
+    assert set(record.stages) == {
+        "load", "evaluate 16 bits", "calibrate", "allocate", "compress", "evaluate", "fidelity",
+    }  # fmt: skip
 
 
 def test_the_record_on_disk_is_the_one_returned(first: tuple[Record, Path]) -> None:
