@@ -1,4 +1,4 @@
-"""Writes files that are complete or absent, and finds out early whether they can be written at all."""
+"""Files read or refused with the reason, written complete or not at all, and tried early for whether that can be."""
 
 from __future__ import annotations
 
@@ -31,6 +31,15 @@ def write_whole(path: Path, content: bytes) -> None:
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
+
+
+def read_text(path: Path, what: str) -> str:
+    """The UTF-8 text of a file, which an error calls `what`; BadInput where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise BadInput(f"{what} cannot be read: {reason}") from None
 
 
 def require_writable(folder: str | Path) -> None:

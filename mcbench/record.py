@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 
 from mcbench.allocation import BitAllocation, WeightCount
 from mcbench.errors import BadInput
-from mcbench.files import write_whole
+from mcbench.files import read_text, write_whole
 from mcbench.task import Estimate, Row, Scores
 
 SCHEMA = 3
@@ -369,12 +369,8 @@ class Record:
         """Reads a record, or the one in a run's folder; BadInput as `from_json`, or where there is none."""
         path = Path(path)
         path = path / FILE_NAME if path.is_dir() else path
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise BadInput(f"the record {str(path)!r} cannot be read: {reason}") from None
-        return cls.from_json(text, f"the record {str(path)!r}")
+        where = f"the record {str(path)!r}"
+        return cls.from_json(read_text(path, where), where)
 
 
 # -- a record as plain JSON values, and back

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mcbench.errors import BadInput
-from mcbench.files import write_whole
+from mcbench.files import read_text, write_whole
 from mcbench.record import FILE_NAME, Environment, Record, read_sealed, seal
 from mcbench.report import aligned, note
 
@@ -223,12 +223,8 @@ class Profile:
     def load_file(cls, path: Path) -> Profile:
         """Reads a profile, or the one in a folder; BadInput as `from_json`, or where there is none."""
         path = path / PROFILE if path.is_dir() else path
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise BadInput(f"the profile {str(path)!r} cannot be read: {reason}") from None
-        return cls.from_json(text, f"the profile {str(path)!r}")
+        where = f"the profile {str(path)!r}"
+        return cls.from_json(read_text(path, where), where)
 
 
 def find_profiles(sources: Iterable[Path]) -> dict[str, Profile]:

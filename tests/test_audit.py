@@ -33,7 +33,7 @@ def off(audited: Audit, table: str, what: str) -> dict[str, Check]:
 
 def test_the_figures_are_those_that_were_collected() -> None:
     if not SHELF.is_dir():
-        pytest.skip("the collected figures are not beside the repository")
+        pytest.skip("the published figures as collected, ../shared/published, are not beside the repository")
     keys = ("table_id", "source", "model", "method", "bits", "setting", "metric", "value", "unit")
     collected: Counter[tuple[str, ...]] = Counter()
     for path in SHELF.glob("*.csv"):

@@ -33,7 +33,7 @@ from mcbench.sweep import JOURNAL, Grid, Outcome, sweep
 from mcbench.task import SampleFile
 
 with_ray = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason="needs the package 'ray', which is not installed"
+    importlib.util.find_spec("ray") is None, reason="ray is not installed (pip install 'mcbench[ray]')"
 )
 
 MOST_SECONDS = 180  # of a test, on a busy machine
@@ -138,7 +138,7 @@ def contents(outcomes: tuple[Outcome, ...]) -> dict[str, tuple[str, Record | Non
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A head that runs no cells, and two nodes that run one each."""
-    cluster_utils = pytest.importorskip("ray.cluster_utils", reason="needs the package 'ray', which is not installed")
+    cluster_utils = pytest.importorskip("ray.cluster_utils", reason="ray is not installed (pip install 'mcbench[ray]')")
     small = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", tempfile.gettempdir())  # Ray's sockets want a short path
