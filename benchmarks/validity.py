@@ -1,12 +1,9 @@
 """Does the benchmark see what compression does? The reference models in 16 bits, at uniform and at random widths.
 
-    python benchmarks/validity.py run --models reference,reference-fine --out leaderboards/records
     python benchmarks/validity.py judge leaderboards/records --out leaderboards/notes.md
 
-`run` evaluates nothing compressed, 4, 3, 2 and 1 bits for every expert, and five random allocations of 2.0 bits per
-expert, and leaves one record of each; what is there already for the same weights and tasks is not run again. Processes
-share the work by --models, or by --only with a --runs folder each. `judge` reads records and nothing else, and writes
-tables and a verdict in Markdown.
+It looks at the uncompressed model, at 4, 3, 2 and 1 bits for every expert and at five random allocations of 2.0 bits
+per expert, whose records `budgets.py` makes with those of the leaderboard, and writes tables and a verdict in Markdown.
 """
 
 from __future__ import annotations
@@ -20,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import mcbench
 from mcbench.catalogue import select_tasks
 from mcbench.errors import BadInput, UnknownName
 from mcbench.files import write_whole
 from mcbench.leaderboard import CLEAR_ERRORS, Table, find_records, is_clear, pipe_table, tabulate_records
-from mcbench.record import FILE_NAME, Record, Result
+from mcbench.record import Record, Result
 from mcbench.report import is_share, metric_name, number, with_error
 
 MODELS = "reference,reference-fine"
@@ -47,7 +43,6 @@ class Configuration:
     name: str
     method: str
     expert_bits: float | None = None
-    widths: tuple[int, ...] = (1, 2, 3)
 
     def of(self, record: Record) -> bool:
         """Whether the record is one of this configuration."""
@@ -55,64 +50,21 @@ class Configuration:
         asked = (record.asked, record.bits.asked, record.bits.asked_as, record.seed)
         return asked == (self.method, self.expert_bits, kind, 0)
 
-    @property
-    def command(self) -> tuple[str, ...]:
-        """The command line that does the same."""
-        bits = () if self.expert_bits is None else ("--expert-bits", f"{self.expert_bits:g}")
-        widths = ("--widths", ",".join(map(str, self.widths))) if self.widths != (1, 2, 3) else ()
-        return ("mcbench", "run", "--method", self.method, *bits, *widths)
-
 
 NONE = Configuration("none", "none")
-UNIFORM = {
-    width: Configuration(f"uniform-{width}", "uniform", width, (4,) if width == 4 else (1, 2, 3))
-    for width in (4, 3, 2, 1)
-}
+UNIFORM = {width: Configuration(f"uniform-{width}", "uniform", width) for width in (4, 3, 2, 1)}
 RANDOM = tuple(Configuration(f"random-{seed}", f"random(seed={seed})", RANDOM_BITS) for seed in range(5))
 CONFIGURATIONS = (NONE, *UNIFORM.values(), *RANDOM)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs or judges; returns 0 when done, 2 on wrong input."""
+    """Judges; returns 0 when done, 2 on wrong input."""
     options = _parser().parse_args(arguments)
     try:
         return int(options.step(options))
     except (BadInput, UnknownName) as error:
         print(f"validity: {error}", file=sys.stderr)  # noqa: T201 - a script
         return 2
-
-
-def run(options: argparse.Namespace) -> int:
-    """Makes the records that are not there yet."""
-    for model in _names(options.models):
-        folder = Path(model).name
-        for configuration in _chosen(options.only):
-            path = options.out / folder / configuration.name / FILE_NAME
-            if is_done(path, model, options.tasks):
-                print(f"{path}: there already", flush=True)  # noqa: T201
-                continue
-            record = mcbench.run(
-                configuration.method,
-                expert_bits=configuration.expert_bits,
-                widths=configuration.widths,
-                model=model,
-                tasks=options.tasks,
-                out=options.runs / folder,
-                command=(*configuration.command, "--model", model, "--tasks", options.tasks),
-            )
-            record.save(path)
-            print(f"{path}: {sum(record.stages.values()):.0f} s", flush=True)  # noqa: T201
-    return 0
-
-
-def is_done(path: Path, model: str, tasks: str) -> bool:
-    """Whether the file holds a record of these weights and of these tasks, asked as they are asked today."""
-    if not path.is_file():
-        return False
-    record = Record.load(path)
-    asked = {task.protocol for task in select_tasks(tasks)}
-    same_tasks = {result.protocol for result in record.results} == asked
-    return same_tasks and not record.partial and record.model.digest == mcbench.load_model(model).digest()
 
 
 def judge(options: argparse.Namespace) -> int:
@@ -512,13 +464,6 @@ def _listed(head: str, members: Sequence[str]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     steps = parser.add_subparsers(metavar="step", required=True)
-    runs = steps.add_parser("run", help="make the records", allow_abbrev=False)
-    runs.add_argument("--models", default=MODELS, help=f"names or folders by commas (default {MODELS})")
-    runs.add_argument("--tasks", default=TASKS, help=f"tasks or suites by commas (default {TASKS})")
-    runs.add_argument("--only", default="", help=f"some of {','.join(c.name for c in CONFIGURATIONS)}")
-    runs.add_argument("--runs", type=Path, default=Path("runs/validity"), help="where samples and codes are kept")
-    runs.add_argument("--out", type=Path, required=True, help="where the records go, one folder for each model")
-    runs.set_defaults(step=run)
     judges = steps.add_parser("judge", help="write the verdict", allow_abbrev=False)
     judges.add_argument("records", nargs="+", type=Path, help="records or folders of them")
     judges.add_argument("--models", default=MODELS, help=f"names by commas (default {MODELS})")
@@ -532,15 +477,6 @@ def _names(text: str) -> list[str]:
     if not all(names):
         raise BadInput(f"the list of models {text!r} has an empty name")
     return names
-
-
-def _chosen(only: str) -> list[Configuration]:
-    """The configurations asked for by name; all of them where none was named."""
-    names = [name.strip() for name in only.split(",")] if only else [c.name for c in CONFIGURATIONS]
-    known = {c.name: c for c in CONFIGURATIONS}
-    if unknown := [name for name in names if name not in known]:
-        raise UnknownName(f"no configuration is called {unknown[0]!r} (known: {', '.join(known)})")
-    return [known[name] for name in names]
 
 
 if __name__ == "__main__":

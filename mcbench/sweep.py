@@ -362,13 +362,34 @@ def _run(bench: Bench, grid: Grid, cell: Cell) -> Outcome:
         data = None
         if cell.composition.compresses:
             data = bench.data(grid.calibration or None, grid.samples or None, grid.length or None, cell.seed)
-        _, path = bench.run(cell.composition, budget, data, Clock(), seed=cell.seed)
+        _, path = bench.run(cell.composition, budget, data, Clock(), seed=cell.seed, command=command(grid, cell))
     except (BadInput, UnknownName, CheckFailed) as error:
         return Outcome(str(cell), "failed", reason=str(error), seconds=time.monotonic() - started)
     except Exception as error:  # whatever a method, a task or the machine makes of it
         reason = f"{type(error).__name__}: {error}"
         return Outcome(str(cell), "failed", reason=reason, seconds=time.monotonic() - started)
     return Outcome(str(cell), "done", record=str(path), seconds=time.monotonic() - started)
+
+
+def command(grid: Grid, cell: Cell) -> tuple[str, ...]:
+    """The command line that makes the cell's record alone."""
+    widths = ",".join(map(str, grid.widths)) if grid.widths != Grid.widths else ""
+    budget = {"bits": cell.bits, "expert-bits": cell.expert_bits} if cell.composition.compresses else {}
+    flags = {
+        "method": cell.composition.asked,
+        **{name: f"{value:.12g}" for name, value in budget.items() if value is not None},
+        "widths": widths,
+        "model": grid.model,
+        "tasks": grid.tasks,
+        "calibration": grid.calibration,
+        "samples": grid.samples,
+        "length": grid.length,
+        "seed": cell.seed,
+        "device": "" if grid.device == Grid.device else grid.device,
+        "dtype": "" if grid.dtype == Grid.dtype else grid.dtype,
+        "limit": grid.limit,
+    }
+    return ("mcbench", "run", *(word for name, value in flags.items() if value for word in (f"--{name}", str(value))))
 
 
 def _planned(bench: Bench, grid: Grid, cell: Cell) -> Outcome:

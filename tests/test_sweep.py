@@ -98,6 +98,16 @@ def test_a_cell_gives_what_the_run_alone_gives(
     assert records(swept[0])[name] == comparable(alone)
 
 
+def test_the_command_in_a_record_makes_that_record_alone(
+    swept: tuple[tuple[Outcome, ...], Path], tmp_path: Path
+) -> None:
+    for outcome in [o for o in swept[0] if "none" in o.cell or "fnorm+gptq at 1.5 expert bits, seed 1" in o.cell]:
+        made = Record.load(outcome.record)
+        assert main([*made.command[1:], "--out", str(tmp_path / outcome.cell)]) == 0
+        (again,) = (tmp_path / outcome.cell).rglob("record.json")
+        assert comparable(Record.load(again)) == comparable(made)
+
+
 def test_shared_work_is_done_once(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: dict[str, int] = {}
 

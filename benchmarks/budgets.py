@@ -1,0 +1,364 @@
+"""Every allocation at the papers' nine budgets on both reference models: the leaderboard's records and what they say.
+
+    python benchmarks/budgets.py run --out leaderboards/records
+    python benchmarks/budgets.py tell leaderboards/records --out leaderboards/findings/budgets.md
+
+`run` is one sweep for each model, in a process and on a thread of its own, with the uniform widths and random
+allocations that `validity.py` judges besides; two quiet cores take about an hour. Samples stay under --runs, so that an
+interrupted run goes on. `tell` reads records and nothing else. Two allocations are compared item by item at the same
+label asked for; random is the mean of its five draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+from mcbench.catalogue import select_tasks
+from mcbench.errors import BadInput, UnknownName
+from mcbench.files import write_whole
+from mcbench.leaderboard import pipe_table
+from mcbench.progress import muted
+from mcbench.record import FILE_NAME, Record
+from mcbench.report import bit_figure
+from mcbench.sweep import Grid, Outcome, numbers, sweep
+from mcbench.uncertainty import holm
+from mcbench.versus import Contrast, Mean, Versus, compare
+
+MODELS = "reference,reference-fine"
+TASKS = "mini"
+VARIANTS = ("mini-needle-multikey",)  # of a family that another task counts for
+BUDGETS = "1.57:2.54"
+RANDOM = tuple(f"random(seed={seed})" for seed in range(5))
+METHODS = ("uniform", "bsp", "hessian", "frequency", "routing-weight", "fnorm", "pmq", "output-kl")
+SUBJECTS = ("pmq", "output-kl")  # whose differences to all others are told
+LEVEL = 0.05  # of Holm's correction over all that stands in one table
+ALL_RANDOM = "random, mean of 5"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs or tells; returns 0 when done, 1 where a cell failed, 2 on wrong input."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.step(options))
+    except (BadInput, UnknownName) as error:
+        print(f"budgets: {error}", file=sys.stderr)  # noqa: T201 - a script
+        return 2
+
+
+# -- making the records
+
+
+def run(options: argparse.Namespace) -> int:
+    """Sweeps every model and copies the records, each into a folder named after method and budget."""
+    models, failed = _names(options.models), 0
+    with ProcessPoolExecutor(len(models), mp_context=get_context("spawn"), initializer=_one_thread) as processes:
+        jobs = {model: processes.submit(swept, model, options.tasks, options.runs) for model in models}
+        for model, job in jobs.items():
+            outcomes = job.result()
+            for outcome in outcomes:
+                if outcome.state == "done":
+                    record = Record.load(outcome.record)
+                    record.save(options.out / Path(model).name / place(record) / FILE_NAME)
+                elif outcome.state == "failed":
+                    failed += 1
+                    print(f"{model}: {outcome.cell} failed: {outcome.reason}", file=sys.stderr)  # noqa: T201
+            counts = {state: sum(o.state == state for o in outcomes) for state in ("done", "failed", "out of reach")}
+            print(f"{model}: " + ", ".join(f"{n} {state}" for state, n in counts.items()), flush=True)  # noqa: T201
+    return 1 if failed else 0
+
+
+def swept(model: str, tasks: str, runs: Path) -> list[Outcome]:
+    """What became of every cell of the grids of one model."""
+    out = runs / Path(model).name
+    return [outcome for grid in grids(model, tasks) for outcome in sweep(grid, out=out)]
+
+
+def grids(model: str, tasks: str) -> list[Grid]:
+    """Every allocation at nine labels, then one width for all experts and random widths of 2 bits on average."""
+    return [
+        Grid(("none", *METHODS, *RANDOM), bits=numbers(BUDGETS), model=model, tasks=tasks),
+        Grid(("uniform",), expert_bits=(1.0, 2.0, 3.0), model=model, tasks=tasks),
+        Grid(("uniform",), expert_bits=(4.0,), widths=(4,), model=model, tasks=tasks),
+        Grid(RANDOM, expert_bits=(2.0,), model=model, tasks=tasks),
+    ]
+
+
+def place(record: Record) -> str:
+    """The folder of a record: its method and the budget as they were asked for."""
+    bits = record.bits
+    budget = "" if bits.asked is None else f"-{bits.asked:g}" + ("-experts" if bits.asked_as == "expert" else "")
+    return re.sub(r"[^A-Za-z0-9.=]+", "-", record.asked).strip("-") + budget
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+# -- what they say
+
+
+@dataclass(frozen=True)
+class Board:
+    """The records of one model: where each lies, by method as asked for and by label asked for."""
+
+    model: str
+    paths: Mapping[tuple[str, float], Path]
+    records: Mapping[Path, Record]
+    uncompressed: Path
+
+    @property
+    def budgets(self) -> list[float]:
+        return sorted({bits for _, bits in self.paths})
+
+    @property
+    def methods(self) -> list[str]:
+        """Those that do not draw, in the order of the study."""
+        return [m for m in METHODS if any(method == m for method, _ in self.paths)]
+
+    def record(self, method: str, bits: float) -> Record | None:
+        path = self.paths.get((method, bits))
+        return None if path is None else self.records[path]
+
+
+def boards(sources: Sequence[Path], models: Sequence[str]) -> list[Board]:
+    """The records of each model at labels asked for; BadInput where a model has none, or no uncompressed one."""
+    found: dict[Path, Record] = {}
+    for source in sources:
+        if not source.exists():
+            raise BadInput(f"there is no folder {str(source)!r} of records; `budgets.py run` makes one")
+        found |= {path: Record.load(path) for path in sorted(source.rglob(FILE_NAME))}
+    made = []
+    for model in models:
+        own = {path: record for path, record in found.items() if record.model.name == model}
+        plain = next((path for path, record in own.items() if record.asked == "none"), None)
+        paths = {
+            (record.asked, record.bits.asked): path
+            for path, record in own.items()
+            if record.bits.asked is not None and record.bits.asked_as == "label" and record.seed == 0
+        }
+        if plain is None or not paths:
+            raise BadInput(f"there is no record of {model!r} uncompressed and at labels asked for")
+        made.append(Board(model, paths, own, plain))
+    return made
+
+
+def tell(options: argparse.Namespace) -> int:
+    """Writes the tables of all models, or prints them where no file is named."""
+    with muted():
+        sections = [line for board in boards(options.records, _names(options.models)) for line in section(board)]
+    text = "\n\n".join([INTRODUCTION, *sections]) + "\n"
+    if options.out is None:
+        print(text, end="")  # noqa: T201
+    else:
+        write_whole(options.out, text.encode())
+    return 0
+
+
+INTRODUCTION = f"""# Nine budgets, the figures
+
+Made by `python benchmarks/budgets.py tell` from the records of the leaderboard; do not edit. What they mean:
+[findings](../findings.md). One calibration text and seed 0 throughout; the mean is over the families of tasks, each
+weighing the same. Random is the mean of five draws, ± their standard deviation. A difference is paired item by item at
+the same label asked for, with its 95 % interval; an asterisk marks p < {LEVEL} after Holm's correction for everything
+in the table. The difference to random is the mean of five such, between the least and the greatest of them, and has a
+mark where all five are beyond chance on one side."""
+
+
+def section(board: Board) -> Iterator[str]:
+    """Everything about one model."""
+    plain = board.records[board.uncompressed]
+    yield f"## {board.model}"
+    yield (
+        f"Weights {plain.model.digest[:12]}; in 16 bits perplexity {_perplexity(plain):.3f}, mean of "
+        f"{len(families())} families {100 * _mean(plain):.1f} %."
+    )
+    heads = ["allocation", *(bit_figure(bits) for bits in board.budgets)]
+    told: Mapping[str, tuple[int, Callable[[Record], float]]] = {
+        "Perplexity": (3, _perplexity),
+        "Mean of the families, %": (1, lambda record: 100 * _mean(record)),
+        "Stored bits: bytes of the weights file x 8 / parameters": (3, lambda record: record.bits.stored),
+    }
+    for title, (digits, of) in told.items():
+        rows = [[m, *(_number(board.record(m, bits), of, digits) for bits in board.budgets)] for m in board.methods]
+        rows.append([ALL_RANDOM, *(_numbers(_draws(board, bits), of, digits) for bits in board.budgets)])
+        yield f"### {title}"
+        yield pipe_table(heads, rows)
+    for subject in SUBJECTS:
+        if subject in board.methods:
+            yield from against(board, subject)
+
+
+class Pair(NamedTuple):
+    """One allocation against another at a label: perplexity, then the mean of the families, then each family."""
+
+    perplexity: Contrast
+    mean: Mean
+    tasks: tuple[Contrast, ...]
+
+
+Told = Callable[[Pair], Contrast | Mean]
+
+
+def against(board: Board, subject: str) -> Iterator[str]:
+    """The differences of one allocation to every other at every budget."""
+    others = [m for m in (*board.methods, *RANDOM) if m != subject]
+    pairs = {
+        (other, bits): pair
+        for other in others
+        for bits in board.budgets
+        if (pair := paired(board, subject, other, bits)) is not None
+    }
+    yield f"### {subject} against the others"
+    heads = [f"{subject} less", *(bit_figure(bits) for bits in board.budgets)]
+    keys = list(pairs)
+    told: Mapping[str, Told] = {
+        "Perplexity, relative, in % (less is better):": lambda pair: pair.perplexity,
+        "Mean of the families, points (more is better):": lambda pair: pair.mean,
+    }
+    for title, of in told.items():
+        sure = dict(zip(keys, (p < LEVEL for p in holm([of(pairs[key]).p for key in keys])), strict=True))
+        rows = [
+            [
+                other,
+                *(_shown(of(pairs[other, b]), sure[other, b]) if (other, b) in pairs else "" for b in board.budgets),
+            ]
+            for other in others
+            if other not in RANDOM
+        ]
+        rows.append([ALL_RANDOM, *(_against_random(pairs, sure, b, of) for b in board.budgets)])
+        yield title
+        yield pipe_table(heads, rows)
+    yield (
+        "Task by task: at how many of the budgets it is better / worse beyond chance, of so many (the same correction, "
+        "over this table)."
+    )
+    yield pipe_table(["task", *others[: -len(RANDOM)]], list(_by_task(pairs, others[: -len(RANDOM)])))
+
+
+def paired(board: Board, subject: str, other: str, bits: float) -> Pair | None:
+    """The subject against another; None where either has no record at this label."""
+    mine, theirs = board.paths.get((subject, bits)), board.paths.get((other, bits))
+    if mine is None or theirs is None:
+        return None
+    found: Versus = compare([theirs, mine], tasks=",".join((perplexity(), *families()))).others[0]
+    assert found.overall is not None
+    losses = next(c for c in found.contrasts if c.task == perplexity())
+    return Pair(losses, found.overall, tuple(c for c in found.contrasts if c.task != perplexity()))
+
+
+def _against_random(
+    pairs: Mapping[tuple[str, float], Pair], sure: Mapping[tuple[str, float], bool], bits: float, of: Told
+) -> str:
+    found = [(100 * of(pairs[r, bits]).difference, sure[r, bits]) for r in RANDOM if (r, bits) in pairs]
+    if not found:
+        return ""
+    values = [value for value, _ in found]
+    clear = all(mark for _, mark in found) and (min(values) > 0 or max(values) < 0)
+    return f"{statistics.mean(values):+.1f} ({min(values):+.1f} to {max(values):+.1f}){'*' * clear}"
+
+
+def _by_task(pairs: Mapping[tuple[str, float], Pair], others: Sequence[str]) -> Iterator[list[str]]:
+    keys = [(other, bits) for other, bits in pairs if other in others]
+    flat = [(*key, contrast) for key in keys for contrast in (pairs[key].perplexity, *pairs[key].tasks)]
+    sure = holm([contrast.p for *_, contrast in flat])
+    counts: dict[tuple[str, str], list[int]] = {}
+    for (other, _, contrast), p in zip(flat, sure, strict=True):
+        count = counts.setdefault((contrast.task, other), [0, 0, 0])
+        better = (contrast.difference > 0) == contrast.higher_is_better
+        count[2] += 1
+        if p < LEVEL and contrast.difference:
+            count[0 if better else 1] += 1
+    for task in (perplexity(), *families()):
+        row = [counts.get((task, other)) for other in others]
+        yield [task, *("" if c is None else f"{c[0]} / {c[1]} of {c[2]}" for c in row)]
+
+
+# -- numbers
+
+
+@cache
+def families() -> tuple[str, ...]:
+    """The scored families, each once."""
+    return tuple(task.name for task in select_tasks(TASKS) if task.higher_is_better and task.name not in VARIANTS)
+
+
+@cache
+def perplexity() -> str:
+    """The task whose score is a loss."""
+    return next(task.name for task in select_tasks(TASKS) if not task.higher_is_better)
+
+
+def _perplexity(record: Record) -> float:
+    return _score(record, perplexity())
+
+
+def _mean(record: Record) -> float:
+    return math.fsum(_score(record, task) for task in families()) / len(families())
+
+
+def _score(record: Record, task: str) -> float:
+    value = next((result.value for result in record.results if result.task == task), None)
+    if value is None:
+        raise BadInput(f"the record of {record.method!r} at {record.bits.asked} has no score of {task}")
+    return value
+
+
+def _draws(board: Board, bits: float) -> list[Record]:
+    return [record for name in RANDOM if (record := board.record(name, bits)) is not None]
+
+
+def _number(record: Record | None, of: Callable[[Record], float], digits: int) -> str:
+    return "" if record is None else f"{of(record):.{digits}f}"
+
+
+def _numbers(records: Sequence[Record], of: Callable[[Record], float], digits: int) -> str:
+    values = [of(record) for record in records]
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}" if len(values) > 1 else ""
+
+
+def _shown(found: Contrast | Mean, sure: bool) -> str:
+    assert found.interval is not None
+    low, high = (100 * end for end in found.interval)
+    return f"{100 * found.difference:+.1f} ({low:+.1f} to {high:+.1f}){'*' * sure}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    steps = parser.add_subparsers(metavar="step", required=True)
+    runs = steps.add_parser("run", help="make the records", allow_abbrev=False)
+    runs.add_argument("--models", default=MODELS, help=f"names or folders by commas (default {MODELS})")
+    runs.add_argument("--tasks", default=TASKS, help=f"tasks or suites by commas (default {TASKS})")
+    runs.add_argument("--runs", type=Path, default=Path("runs/budgets"), help="where samples and codes are kept")
+    runs.add_argument("--out", type=Path, required=True, help="where the records go, one folder for each model")
+    runs.set_defaults(step=run)
+    tells = steps.add_parser("tell", help="write what they say", allow_abbrev=False)
+    tells.add_argument("records", nargs="+", type=Path, help="folders of records")
+    tells.add_argument("--models", default=MODELS, help=f"names by commas (default {MODELS})")
+    tells.add_argument("--out", type=Path, help="the Markdown file; printed where not given")
+    tells.set_defaults(step=tell)
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise BadInput(f"the list of models {text!r} has an empty name")
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())
