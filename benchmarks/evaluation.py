@@ -4,7 +4,8 @@
 
 Both backends answer the same requests of lm-eval's own task definitions on the same model in the same process.
 lm-eval's backend first tries every experts implementation, precision and batch size on a part of the requests and then
-runs with the fastest; ours runs in fp32 with its defaults. Then they take turns; a time is the median of the repeats.
+runs with the fastest; ours tries both precisions and keeps its other defaults. Then they take turns; a time is the
+median of the repeats. Answers are compared in fp32.
 Processor time is given too, for machines that do other work. Tokens are those that the model's forward calls were
 given, padding included.
 """
@@ -91,20 +92,18 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     torch.set_num_threads(options.threads)
-    moe = load_model(options.model)
-    ours = LanguageModel(moe.model, moe.tokenizer)
-    theirs = Theirs(moe.model, moe.tokenizer, ours.window)
+    ours = Ours(options.model)
+    theirs = Theirs(ours.exact.model, ours.exact.tokenizer, ours.exact.window)
     table, record = [], {}
     for name in options.tasks.split(","):
         count = max(2, round(COUNTS[name] * options.scale))
         requests = requests_of(name, count)
-        setting = theirs.fastest(requests)
-        found = compare(ours, theirs, setting, requests, options.repeats)
+        found = compare(ours, ours.fastest(requests), theirs, theirs.fastest(requests), requests, options.repeats)
         record[name] = {"rows": count, "requests": len(requests), **found}
         table.append(row(name, record[name]))
         print(tabulate([table[-1]]), flush=True)  # noqa: T201 - a script
     heads = ["task", "rows", "lm-eval, s", "ours, s", "ratio", "of processor time"]
-    heads += ["its tokens", "ours", "ratio", "its setting", "apart"]
+    heads += ["its tokens", "ours", "ratio", "its setting", "ours", "apart"]
     print(tabulate(table, heads, tablefmt="github"))  # noqa: T201
     if options.out:
         about = {
@@ -123,6 +122,34 @@ def requests_of(name: str, count: int) -> list[Any]:
     assert isinstance(task, HarnessTask)
     items = [item for item in items_of(task)[:count] if isinstance(item, RowItem)]
     return [request for each in task._ask(items) for request in each.requests]
+
+
+class Ours:
+    """Our backend in both precisions, each with its own copy of the model."""
+
+    def __init__(self, name: str) -> None:
+        models = {precision: load_model(name, dtype=precision) for precision in PRECISIONS}
+        self.backends = {precision: LanguageModel(moe.model, moe.tokenizer) for precision, moe in models.items()}
+
+    @property
+    def exact(self) -> LanguageModel:
+        """The one in fp32."""
+        return self.backends["float32"]
+
+    def fastest(self, requests: Sequence[Any]) -> str:
+        """The precision that answers the part of the requests in the least time on which lm-eval's is chosen."""
+        part = part_of(requests)
+        taken = {
+            precision: min(timed(lambda lm=lm: answers(HarnessLM(lm), part))[0] for _ in range(2))  # type: ignore[misc]
+            for precision, lm in self.backends.items()
+        }
+        return min(taken, key=taken.__getitem__)
+
+
+def part_of(requests: Sequence[Any]) -> list[Any]:
+    """Whole rows, spread over the task, so that lengths and repeated prompts are those of the task."""
+    rows = [list(group) for _, group in itertools.groupby(requests, key=lambda request: request.metadata[1])]
+    return [request for row in rows[:: max(1, round(1 / PILOT))] for request in row]
 
 
 class Theirs:
@@ -148,10 +175,8 @@ class Theirs:
         First the experts and the precision on few requests, then the batch size. Where a way is hopeless on a single
         request (`batched_mm` copies an expert's weights for every token), it is left out.
         """
-        step = max(1, round(1 / PILOT))
-        # whole rows, spread over the task, so that lengths and repeated prompts are those of the task
-        rows = [list(group) for _, group in itertools.groupby(requests, key=lambda request: request.metadata[1])]
-        part = [request for row in rows[::step] for request in row]
+        part = part_of(requests)
+        rows = [list(group) for _, group in itertools.groupby(part, key=lambda request: request.metadata[1])]
         few = [request for row in rows[:: max(1, len(rows) // FEW)] for request in row]
         ways = [{"experts": e, "precision": p, "batch_size": 1} for e in EXPERTS for p in PRECISIONS]
         first = [self.seconds(setting, few[:1]) for setting in ways]
@@ -177,11 +202,12 @@ def answers(backend: Any, requests: Sequence[Any]) -> list[Any]:
 
 
 def compare(
-    ours: LanguageModel, theirs: Theirs, setting: dict[str, Any], requests: Sequence[Any], repeats: int
+    ours: Ours, precision: str, theirs: Theirs, setting: dict[str, Any], requests: Sequence[Any], repeats: int
 ) -> dict[str, Any]:
     """Both backends in turn."""
-    backends = {"lm-eval": theirs.backend(setting), "ours": HarnessLM(ours)}
-    models = {"lm-eval": theirs.models[setting["precision"]], "ours": ours.model}
+    chosen = ours.backends[precision]
+    backends = {"lm-eval": theirs.backend(setting), "ours": HarnessLM(chosen)}
+    models = {"lm-eval": theirs.models[setting["precision"]], "ours": chosen.model}
     seconds: dict[str, list[float]] = {name: [] for name in backends}
     processor: dict[str, list[float]] = {name: [] for name in backends}
     tokens, said = {}, {}
@@ -195,12 +221,14 @@ def compare(
             if turn:
                 seconds[name].append(taken)
                 processor[name].append(used)
-    if setting["precision"] != "float32":  # answers are compared in the precision that ours has
+    if setting["precision"] != "float32":
         exact = theirs.backend({**setting, "precision": "float32"})
         said["lm-eval"] = answers(exact, requests)
+    if precision != "float32":
+        said["ours"] = answers(HarnessLM(ours.exact), requests)
     return {
         "lm-eval": asdict(Run(seconds["lm-eval"], processor["lm-eval"], tokens["lm-eval"], setting)),
-        "ours": asdict(Run(seconds["ours"], processor["ours"], tokens["ours"], ours.settings())),
+        "ours": asdict(Run(seconds["ours"], processor["ours"], tokens["ours"], chosen.settings())),
         **difference(said["ours"], said["lm-eval"]),
     }
 
@@ -229,6 +257,7 @@ def row(name: str, found: dict[str, Any]) -> list[Any]:
         ours.tokens,
         f"{theirs.tokens / ours.tokens:.2f}x",
         " ".join(map(str, theirs.setting.values())),
+        ours.setting["dtype"],
         f"{apart:.1e} nats" if apart is not None else f"{found['different_texts']} texts",
     ]
 
