@@ -67,13 +67,20 @@ def number(result: Result, value: float | None, *, sign: bool = False) -> str:
     plus = "+" if sign else ""
     if is_share(result):
         return f"{100 * value:{plus}.1f}"
-    return f"{value:{plus}.3f}" if abs(value) < 1000 else f"{value:{plus}.3g}"
+    return f"{value:{plus}{_precision(value)}}"
 
 
 def with_error(result: Result, value: float | None, error: float | None, *, sign: bool = False) -> str:
     """A value with its standard error, where that is known."""
     shown, spread = number(result, value, sign=sign), number(result, error)
+    if value is not None and error is not None and spread and not is_share(result):
+        spread = f"{error:{_precision(value)}}"  # a figure and its error have the same last digit
     return f"{shown} ± {spread}" if shown and spread else shown
+
+
+def _precision(value: float) -> str:
+    """How a figure that is no share is written: with three decimals, whole from a thousand on, then by its power."""
+    return ".3f" if abs(value) < 1000 else ".0f" if abs(value) < 1e7 else ".3g"
 
 
 def is_share(result: Result) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from records import sample_perplexity, sample_record, sample_result
 
-from mcbench.report import table
+from mcbench.report import table, with_error
 
 SKIPPED = sample_result(
     "mini-humaneval", metric="pass@1", value=None, n=0, k=None, standard_error=None, baseline=None, difference=None,
@@ -30,6 +31,19 @@ def test_a_difference_within_the_noise_is_marked() -> None:
     assert "-2.0 ± 3.0  ~" in text
     assert "may be chance" in text
     assert "may be chance" not in table(sample_record())
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "shown"),
+    [
+        (5.1664, 0.0701, "5.166 ± 0.070"),
+        (32004.3, 11.274, "32004 ± 11"),
+        (1.04e6, 1.26e5, "1040000 ± 126000"),
+        (2.5e8, 3.1e7, "2.5e+08 ± 3.1e+07"),
+    ],
+)
+def test_a_figure_and_its_error_end_in_the_same_digit(value: float, error: float, shown: str) -> None:
+    assert with_error(sample_perplexity(), value, error) == shown
 
 
 def test_what_was_skipped_or_done_otherwise_is_said() -> None:
