@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mcbench.errors import BadInput
 from mcbench.task import BOOTSTRAP_REPEATS, Row, Scores
-from mcbench.uncertainty import FEWEST_CLUSTERS, Evidence, block_length, moving_blocks
+from mcbench.uncertainty import Evidence, block_length, by_cluster, windows_drawn
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ def difference(scores: Scores, other: Scores) -> Difference | None:
     """`scores` minus `other`, paired by sample; None where either was skipped.
 
     Shares are compared by the mean of the differences per sample, perplexities by a bootstrap that draws the same
-    texts of both, or the same windows where there are few texts. Raises BadInput for two runs of different protocols or
+    texts of both, or the same blocks of neighbouring windows where there are few texts. Raises BadInput for two runs of
+    different protocols or
     different samples.
     """
     if scores.value is None or other.value is None:
@@ -62,15 +63,16 @@ def evidence(ours: Sequence[Row], theirs: Sequence[Row], protocol: str) -> Evide
         deltas = np.array([float(a["loss"]) - float(b["loss"]) for a, b in zip(ours, theirs, strict=True)])
         tokens = np.array([float(row["tokens"]) for row in ours])  # [windows]
         texts = [row["id"] for row in ours]
-        if len(set(texts)) >= FEWEST_CLUSTERS:
-            return Evidence(_by_cluster(deltas, texts), _by_cluster(tokens, texts), bounded=False)
+        columns, count = windows_drawn(np.stack([deltas, tokens], axis=1), texts)
+        if count == len(columns):
+            return Evidence(columns[:, 0], columns[:, 1], bounded=False)
         length = block_length(len(deltas))
         return Evidence(
-            moving_blocks(deltas, length),
-            moving_blocks(tokens, length),
+            columns[:, 0],
+            columns[:, 1],
             bounded=False,
-            drawn=math.ceil(len(deltas) / length),
-            apart=_by_cluster(deltas, [at // length for at in range(len(deltas))]),
+            drawn=count,
+            apart=by_cluster(deltas, [at // length for at in range(len(deltas))]),
         )
     return _of_shares(ours, theirs)
 
@@ -104,12 +106,6 @@ def _log_shares(loglikelihoods: Sequence[float]) -> npt.NDArray[np.float64]:
     return np.asarray(values - np.logaddexp.reduce(values), dtype=float)
 
 
-def _by_cluster(values: npt.NDArray[np.float64], names: Sequence[object]) -> npt.NDArray[np.float64]:
-    """[clusters] sums of the values under each name, in the order in which names first appear."""
-    place = {name: at for at, name in enumerate(dict.fromkeys(names))}
-    return np.asarray(np.bincount([place[name] for name in names], weights=values), dtype=float)
-
-
 def _require_same(ours: Sequence[Row], theirs: Sequence[Row], protocol: str) -> None:
     if [row["id"] for row in ours] != [row["id"] for row in theirs]:
         raise BadInput(f"the two runs of {protocol} did not answer the same samples")
@@ -126,7 +122,7 @@ def _of_shares(ours: Sequence[Row], theirs: Sequence[Row]) -> Evidence:
     names = [a.get("passage") or b.get("passage") or at for at, (a, b) in enumerate(zip(ours, theirs, strict=True))]
     if len(set(names)) == len(names) and set(deltas.tolist()) <= {-1.0, 0.0, 1.0}:
         return Evidence(deltas, np.ones(len(deltas)), (int((deltas < 0).sum()), int((deltas > 0).sum())))
-    return Evidence(_by_cluster(deltas, names), _by_cluster(np.ones(len(deltas)), names))
+    return Evidence(by_cluster(deltas, names), by_cluster(np.ones(len(deltas)), names))
 
 
 def _of_perplexities(ours: Sequence[Row], theirs: Sequence[Row], unit: str) -> Difference:
@@ -136,12 +132,11 @@ def _of_perplexities(ours: Sequence[Row], theirs: Sequence[Row], unit: str) -> D
     )
     value = math.exp(loss.sum() / tokens.sum()) - math.exp(other.sum() / tokens.sum())
     windows, texts = len(tokens), [row["id"] for row in ours]
-    if len(set(texts)) >= FEWEST_CLUSTERS:
-        loss, other, tokens = (_by_cluster(values, texts) for values in (loss, other, tokens))
-    n = len(tokens)
-    if n < 2:
+    if windows < 2:
         return Difference(value, windows, None)
-    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=BOOTSTRAP_REPEATS)  # [repeats, windows]
-    count = drawn @ tokens
-    spread = np.exp((drawn @ loss) / count) - np.exp((drawn @ other) / count)
+    columns, count = windows_drawn(np.stack([loss, other, tokens], axis=1), texts)
+    generator, clusters = np.random.default_rng(0), len(columns)
+    drawn = generator.multinomial(count, np.full(clusters, 1 / clusters), size=BOOTSTRAP_REPEATS)  # [repeats, clusters]
+    sums = drawn @ columns  # [repeats, 3]
+    spread = np.exp(sums[:, 0] / sums[:, 2]) - np.exp(sums[:, 1] / sums[:, 2])
     return Difference(value, windows, float(spread.std(ddof=1)))

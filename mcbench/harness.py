@@ -253,10 +253,10 @@ class HarnessTask(Task):
     def _estimate(self, rows: Sequence[Row], metric: str) -> Estimate:
         if "loss" not in rows[0]:
             return super()._estimate(rows, metric)
-        losses = [row["loss"] for row in rows]
+        losses, texts = [row["loss"] for row in rows], [row["id"] for row in rows]
         if metric == "word_perplexity":
-            return perplexity(losses, [row["words"] for row in rows])
-        found = perplexity(losses, [row["bytes"] for row in rows])
+            return perplexity(losses, [row["words"] for row in rows], texts)
+        found = perplexity(losses, [row["bytes"] for row in rows], texts)
         if metric == "byte_perplexity":
             return found
         error = found.standard_error

@@ -523,7 +523,7 @@ class PerplexityTask(Task):
 
     def _estimate(self, rows: Sequence[Row], metric: str) -> Estimate:
         unit = {"perplexity": "tokens", "word_perplexity": "words", "byte_perplexity": "bytes"}[metric]
-        return perplexity([row["loss"] for row in rows], [row[unit] for row in rows])
+        return perplexity([row["loss"] for row in rows], [row[unit] for row in rows], [row["id"] for row in rows])
 
     def _other_metrics(self) -> tuple[str, ...]:
         return ("word_perplexity", "byte_perplexity")
@@ -585,19 +585,25 @@ def pass_at_k(n: int, passed: int, k: int) -> float:
     return 1.0 - math.comb(n - passed, k) / math.comb(n, k)
 
 
-def perplexity(losses: Sequence[float], counts: Sequence[int]) -> Estimate:
-    """exp(sum of losses / sum of counts); n counts windows, the error is a bootstrap over them (seeded)."""
+def perplexity(losses: Sequence[float], counts: Sequence[int], texts: Sequence[object]) -> Estimate:
+    """exp(sum of losses / sum of counts) over windows, each with the name of its text; n counts windows.
+
+    The error is a bootstrap (seeded) over texts, or over blocks of neighbouring windows where there are few texts.
+    """
     import numpy as np
 
-    loss, count = np.asarray(losses), np.asarray(counts, dtype=float)  # [windows]
-    n = len(loss)
-    value = math.exp(math.fsum(losses) / float(count.sum())) if count.sum() else math.inf
-    if n < 2 or not count.sum():
+    from mcbench.uncertainty import windows_drawn
+
+    n, total = len(losses), sum(counts)
+    value = math.exp(math.fsum(losses) / total) if total else math.inf
+    if n < 2 or not total:
         return Estimate(value, n, None)
-    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=BOOTSTRAP_REPEATS)  # [repeats, windows]
-    tokens = drawn @ count
+    columns, count = windows_drawn(np.stack([losses, np.asarray(counts, dtype=float)], axis=1), texts)
+    clusters = len(columns)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(clusters, 1 / clusters), size=BOOTSTRAP_REPEATS)
+    loss, tokens = (drawn @ columns).T  # [repeats] each
     kept = tokens > 0  # words and bytes stand with a text's first window: a draw may hold none
-    return Estimate(value, n, float(np.exp((drawn @ loss)[kept] / tokens[kept]).std(ddof=1)))
+    return Estimate(value, n, float(np.exp(loss[kept] / tokens[kept]).std(ddof=1)))
 
 
 def last_number(text: str) -> str:

@@ -150,12 +150,39 @@ def _resampled(columns: Numbers, drawn: int, seed: int) -> Iterator[Numbers]:
 
 
 def moving_blocks(values: Sequence[float] | Numbers, length: int) -> Numbers:
-    """[n] sums over `length` neighbours from every place on, the end joined to the beginning.
+    """[n, ...] sums over `length` neighbours from every place on, the end joined to the beginning.
 
     Drawing n / length of them is the circular block bootstrap for n values in a row that depend on their neighbours.
     """
     row = np.asarray(values, dtype=float)
-    return np.asarray(sum(np.roll(row, -offset) for offset in range(length)), dtype=float)
+    return np.asarray(sum(np.roll(row, -offset, axis=0) for offset in range(length)), dtype=float)
+
+
+class Drawn(NamedTuple):
+    """What a bootstrap over windows draws: [clusters, S] sums, and how many of them make up one draw."""
+
+    columns: Numbers
+    count: int
+
+
+def windows_drawn(columns: Numbers, texts: Sequence[object]) -> Drawn:
+    """[windows, S] numbers by text, as windows of a text hang together; with few texts in blocks of neighbours.
+
+    `texts` names the text of each window, in the order in which the windows were read.
+    """
+    if len(set(texts)) >= FEWEST_CLUSTERS:
+        found = by_cluster(columns, texts)
+        return Drawn(found, len(found))
+    length = block_length(len(columns))
+    return Drawn(moving_blocks(columns, length), math.ceil(len(columns) / length))
+
+
+def by_cluster(values: Numbers, names: Sequence[object]) -> Numbers:
+    """[clusters, ...] sums of the [n, ...] values under each name, in the order in which names first appear."""
+    place = {name: at for at, name in enumerate(dict.fromkeys(names))}
+    sums = np.zeros((len(place), *values.shape[1:]))
+    np.add.at(sums, [place[name] for name in names], values)
+    return sums
 
 
 def block_length(n: int) -> int:

@@ -174,12 +174,27 @@ def test_the_error_of_a_perplexity_is_that_of_a_ratio_of_window_sums() -> None:
     rng = np.random.default_rng(0)
     tokens = rng.integers(50, 100, 400)
     losses = tokens * rng.normal(2.0, 0.3, 400)
-    found = perplexity(losses.tolist(), tokens.tolist())
+    found = perplexity(losses.tolist(), tokens.tolist(), range(400))
     rate = losses.sum() / tokens.sum()
     error = math.exp(rate) * math.sqrt(((losses - rate * tokens) ** 2).sum()) / tokens.sum()
     assert found.value == pytest.approx(math.exp(rate))
     assert found.standard_error == pytest.approx(error, rel=0.1)
-    assert perplexity([3.0], [2]).standard_error is None
+    assert perplexity([3.0], [2], [0]).standard_error is None
+
+
+def test_windows_of_one_long_text_are_drawn_in_blocks() -> None:
+    """Losses that hang together from window to window: single windows call the error less than half of what it is."""
+    rng = np.random.default_rng(0)
+    noise, losses = rng.normal(size=(400, 512)), np.empty((400, 512))  # [texts, windows]
+    losses[:, 0] = noise[:, 0]
+    for at in range(1, 512):
+        losses[:, at] = 0.8 * losses[:, at - 1] + 0.6 * noise[:, at]
+    losses = 2.0 + 0.1 * losses
+    true = np.exp(losses.mean(1)).std()  # over texts
+    blocks = [perplexity(row.tolist(), [1] * 512, [0] * 512).standard_error for row in losses[:40]]
+    single = [perplexity(row.tolist(), [1] * 512, range(512)).standard_error for row in losses[:40]]
+    assert 0.7 * true < np.mean([b for b in blocks if b]) < 1.05 * true
+    assert np.mean([s for s in single if s]) < 0.5 * true
 
 
 def test_perplexity_joins_the_windows_of_all_texts() -> None:
