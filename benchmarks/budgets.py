@@ -6,8 +6,8 @@
 `run` is one sweep for each model, in a process and on a thread of its own, with the uniform widths and random
 allocations that `validity.py` judges besides; two quiet cores take about an hour. Samples stay under --runs, so that an
 interrupted run goes on. The needles are left to the latter, for they take three times as long as all other tasks.
-`tell` reads records and nothing else. Two allocations are compared item by item at the same
-label asked for; random is the mean of its five draws.
+`tell` reads records and nothing else. Two allocations are compared item by item at the same label asked for; random is
+the mean of its five draws.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import NormalDist
 from typing import NamedTuple
 
 from mcbench.catalogue import select_tasks
+from mcbench.comparison import evidence
 from mcbench.errors import BadInput, UnknownName
 from mcbench.files import write_whole
-from mcbench.leaderboard import pipe_table
-from mcbench.progress import muted
-from mcbench.record import FILE_NAME, Record
+from mcbench.leaderboard import pipe_table, unlike
+from mcbench.record import FILE_NAME, Record, Result
 from mcbench.report import bit_figure
 from mcbench.sweep import Grid, Outcome, numbers, sweep
 from mcbench.uncertainty import holm
-from mcbench.versus import Contrast, Mean, Versus, compare
 
 MODELS = "reference,reference-fine"
 TASKS = "mini"
@@ -159,8 +159,7 @@ def boards(sources: Sequence[Path], models: Sequence[str]) -> list[Board]:
 
 def tell(options: argparse.Namespace) -> int:
     """Writes the tables of all models, or prints them where no file is named."""
-    with muted():
-        sections = [line for board in boards(options.records, _names(options.models)) for line in section(board)]
+    sections = [line for board in boards(options.records, _names(options.models)) for line in section(board)]
     text = "\n\n".join([INTRODUCTION, *sections]) + "\n"
     if options.out is None:
         print(text, end="")  # noqa: T201
@@ -174,9 +173,9 @@ INTRODUCTION = f"""# Nine budgets, the figures
 Made by `python benchmarks/budgets.py tell` from the records of the leaderboard; do not edit. What they mean:
 [findings](../findings.md). One calibration text and seed 0 throughout; the mean is over the families of tasks, each
 weighing the same. Random is the mean of five draws, ± their standard deviation. A difference is paired item by item at
-the same label asked for, with its 95 % interval; an asterisk marks p < {LEVEL} after Holm's correction for everything
-in the table. The difference to random is the mean of five such, between the least and the greatest of them, and has a
-mark where all five are beyond chance on one side."""
+the same label asked for, ± its standard error over items; an asterisk marks p < {LEVEL} after Holm's correction for
+everything in the table. The difference to random is the mean of five such, with the least and the greatest of them; it
+has a mark where all five are beyond chance on one side."""
 
 
 def section(board: Board) -> Iterator[str]:
@@ -203,15 +202,23 @@ def section(board: Board) -> Iterator[str]:
             yield from against(board, subject)
 
 
+class Change(NamedTuple):
+    """What the subject has more than another: of perplexity relative to it, of scores in shares; p as it is alone."""
+
+    difference: float
+    error: float
+    p: float
+
+
 class Pair(NamedTuple):
-    """One allocation against another at a label: perplexity, then the mean of the families, then each family."""
+    """One allocation against another at a label: perplexity, the mean of the families, and each family."""
 
-    perplexity: Contrast
-    mean: Mean
-    tasks: tuple[Contrast, ...]
+    perplexity: Change
+    mean: Change
+    tasks: Mapping[str, Change]
 
 
-Told = Callable[[Pair], Contrast | Mean]
+Told = Callable[[Pair], Change]
 
 
 def against(board: Board, subject: str) -> Iterator[str]:
@@ -251,14 +258,31 @@ def against(board: Board, subject: str) -> Iterator[str]:
 
 
 def paired(board: Board, subject: str, other: str, bits: float) -> Pair | None:
-    """The subject against another; None where either has no record at this label."""
-    mine, theirs = board.paths.get((subject, bits)), board.paths.get((other, bits))
+    """The subject against another, item by item; None where either has no record at this label."""
+    mine, theirs = board.record(subject, bits), board.record(other, bits)
     if mine is None or theirs is None:
         return None
-    found: Versus = compare([theirs, mine], tasks=",".join((perplexity(), *families()))).others[0]
-    assert found.overall is not None
-    losses = next(c for c in found.contrasts if c.task == perplexity())
-    return Pair(losses, found.overall, tuple(c for c in found.contrasts if c.task != perplexity()))
+    if reasons := unlike(theirs, mine):
+        raise BadInput(f"{subject} and {other} at {bits:g} do not compare: {'; '.join(reasons)}")
+    tasks = {task: change(_result(mine, task), _result(theirs, task)) for task in families()}
+    value = math.fsum(c.difference for c in tasks.values()) / len(tasks)
+    error = math.sqrt(math.fsum(c.error**2 for c in tasks.values())) / len(tasks)  # families share no item
+    losses = change(_result(mine, perplexity()), _result(theirs, perplexity()))
+    return Pair(losses, Change(value, error, _normal(value, error)), tasks)
+
+
+def change(mine: Result, theirs: Result) -> Change:
+    """The paired difference of one task: McNemar's exact test of right and wrong, else that of a normal error."""
+    found = evidence(mine.rows(), theirs.rows(), mine.protocol)
+    value, error = found.difference, found.standard_error or 0.0
+    p = found.p_value() if found.flips is not None else _normal(value, error)
+    if mine.higher_is_better:
+        return Change(value, error, p)
+    return Change(math.expm1(value), math.exp(value) * error, p)
+
+
+def _normal(value: float, error: float) -> float:
+    return 2 * NormalDist().cdf(-abs(value) / error) if error else 1.0
 
 
 def _against_random(
@@ -273,16 +297,18 @@ def _against_random(
 
 
 def _by_task(pairs: Mapping[tuple[str, float], Pair], others: Sequence[str]) -> Iterator[list[str]]:
-    keys = [(other, bits) for other, bits in pairs if other in others]
-    flat = [(*key, contrast) for key in keys for contrast in (pairs[key].perplexity, *pairs[key].tasks)]
-    sure = holm([contrast.p for *_, contrast in flat])
+    found = [
+        (other, task, pair.perplexity if task == perplexity() else pair.tasks[task])
+        for (other, _), pair in pairs.items()
+        if other in others
+        for task in (perplexity(), *families())
+    ]
     counts: dict[tuple[str, str], list[int]] = {}
-    for (other, _, contrast), p in zip(flat, sure, strict=True):
-        count = counts.setdefault((contrast.task, other), [0, 0, 0])
-        better = (contrast.difference > 0) == contrast.higher_is_better
+    for (other, task, one), p in zip(found, holm([one.p for *_, one in found]), strict=True):
+        count = counts.setdefault((task, other), [0, 0, 0])
         count[2] += 1
-        if p < LEVEL and contrast.difference:
-            count[0 if better else 1] += 1
+        if p < LEVEL:
+            count[0 if (one.difference > 0) == (task != perplexity()) else 1] += 1
     for task in (perplexity(), *families()):
         row = [counts.get((task, other)) for other in others]
         yield [task, *("" if c is None else f"{c[0]} / {c[1]} of {c[2]}" for c in row)]
@@ -312,10 +338,16 @@ def _mean(record: Record) -> float:
 
 
 def _score(record: Record, task: str) -> float:
-    value = next((result.value for result in record.results if result.task == task), None)
-    if value is None:
-        raise BadInput(f"the record of {record.method!r} at {record.bits.asked} has no score of {task}")
+    value = _result(record, task).value
+    assert value is not None
     return value
+
+
+def _result(record: Record, task: str) -> Result:
+    found = next((result for result in record.results if result.task == task and result.value is not None), None)
+    if found is None:
+        raise BadInput(f"the record of {record.method!r} at {record.bits.asked} has no score of {task}")
+    return found
 
 
 def _draws(board: Board, bits: float) -> list[Record]:
@@ -332,10 +364,8 @@ def _numbers(records: Sequence[Record], of: Callable[[Record], float], digits: i
     return f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}" if len(values) > 1 else ""
 
 
-def _shown(found: Contrast | Mean, sure: bool) -> str:
-    assert found.interval is not None
-    low, high = (100 * end for end in found.interval)
-    return f"{100 * found.difference:+.1f} ({low:+.1f} to {high:+.1f}){'*' * sure}"
+def _shown(found: Change, sure: bool) -> str:
+    return f"{100 * found.difference:+.1f} ± {100 * found.error:.1f}{'*' * sure}"
 
 
 def _parser() -> argparse.ArgumentParser:
