@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
@@ -578,13 +579,13 @@ class LanguageModel:
         repeat = [n for n in range(len(contexts)) for _ in range(len(rows) // len(contexts))]
         if not self._selects_rows:
             contexts, repeat = [contexts[n] for n in repeat], list(range(len(rows)))
-        caches, logits, mask = self._read_all(contexts, trunk)
-        position = mask.sum(1, keepdim=True)[repeat]  # [rows, 1]
+        caches, logits, masks = self._read_all(contexts, trunk)
+        position = torch.cat([mask.sum(1, keepdim=True) for mask in masks])[repeat]  # [rows, 1]
         shared = self._holds_once and trunk is not None
         if shared:
             assert trunk is not None
-            mask = mask[:, trunk.width :]
-        logits, mask = logits[repeat], mask[repeat]
+            masks = [mask[:, trunk.width :] for mask in masks]
+        logits, mask = logits[repeat], torch.cat(_widened(masks, dim=-1))[repeat]
         if self._keeps_all:
             room = max(p.max_new_tokens for p in prompts)
             cache = _joined_cache(caches, self._tensor(repeat), room, trunk.width if shared and trunk else 0)
@@ -597,26 +598,27 @@ class LanguageModel:
         with attending(self.model, beginning) if beginning else contextlib.nullcontext():
             return self._write(cache, logits, mask, position, prompts, rows, sampling, step)
 
-    def _read_all(self, contexts: Sequence[Sequence[int]], trunk: _Trunk | None) -> tuple[list[Any], Tensor, Tensor]:
-        """The caches of the contexts, part by part, with the logits [contexts, vocabulary] after them, and their mask.
+    def _read_all(
+        self, contexts: Sequence[Sequence[int]], trunk: _Trunk | None
+    ) -> tuple[list[Any], Tensor, list[Tensor]]:
+        """The caches of the contexts and their masks, part by part, with the logits [contexts, vocabulary] after them.
 
-        All are padded to the same width; a part holds as many as may be computed at once.
+        A part holds as many as may be computed at once, and is as wide as its longest.
         """
-        ids, mask, position = self._pad(contexts)
-        mask = torch.ones_like(ids) if mask is None else mask.long()
         width = trunk.width if trunk else 0
-        mask, position = torch.cat([mask.new_ones(len(ids), width), mask], dim=1), position + width
-        size = ids.shape[1] + width // CACHE_SHARE
-        most = max(1, self.tokens_per_batch // size) if self._keeps_all else len(ids)
-        caches, logits = [], []
-        for start in range(0, len(ids), most):
-            part = slice(start, start + most)
-            copies = self._tensor([0] * len(ids[part]))
-            cache = _rows_of_cache(trunk.cache, copies, last=False) if trunk else None
-            out = self._forward(ids[part], mask[part], position[part], keep=1, cache=cache, use_cache=True)
+        size = max(map(len, contexts)) + width // CACHE_SHARE
+        most = max(1, self.tokens_per_batch // size) if self._keeps_all else len(contexts)
+        caches, logits, masks = [], [], []
+        for start in range(0, len(contexts), most):
+            ids, mask, position = self._pad(contexts[start : start + most])
+            mask = torch.ones_like(ids) if mask is None else mask.long()
+            mask = torch.cat([mask.new_ones(len(ids), width), mask], dim=1)
+            cache = _rows_of_cache(trunk.cache, self._tensor([0] * len(ids)), last=False) if trunk else None
+            out = self._forward(ids, mask, position + width, keep=1, cache=cache, use_cache=True)
             caches.append(out.past_key_values)
             logits.append(out.logits[:, -1])
-        return caches, torch.cat(logits), mask
+            masks.append(mask)
+        return caches, torch.cat(logits), masks
 
     def _write(
         self,
@@ -775,7 +777,7 @@ class LanguageModel:
         mask, position = torch.ones_like(ids), self._tensor([[3], [3]])
         found = []
         for skipped in (0, trunk.width):
-            (cache,), _, mask = self._read_all(ids[:, 3:4].tolist(), trunk)
+            (cache,), _, (mask,) = self._read_all(ids[:, 3:4].tolist(), trunk)
             cache = _joined_cache([cache], rows, 1, skipped)
             mask = torch.cat([mask[:, skipped:], mask.new_ones(2, 1)], dim=1)
             beginning = [(layer.keys, layer.values) for layer in trunk.cache.layers]
@@ -946,7 +948,7 @@ class _RoomyLayer(DynamicLayer):
     """Keys and values of a layer in a buffer with room for more, so that a new token does not copy all earlier ones.
 
     `parts` hold rows of equal length, one part after the other; `rows` are chosen from them, and the first `skipped`
-    tokens of each are left out.
+    tokens of each are left out. Parts shorter than the longest get room at their beginning that no mask lets be seen.
     """
 
     def __init__(self, parts: Sequence[DynamicLayer], rows: Tensor, room: int, skipped: int) -> None:
@@ -955,10 +957,10 @@ class _RoomyLayer(DynamicLayer):
         assert len(keys) == len(values) == len(parts)
         super().__init__()  # type: ignore[no-untyped-call]
         self.lazy_initialization(keys[0], values[0])
-        self._used = keys[0].shape[-2] - skipped
         self._buffers = []
         for states in (keys, values):
-            whole = torch.cat([part[:, :, skipped:] for part in states])[rows]
+            whole = torch.cat(_widened([part[:, :, skipped:] for part in states], dim=-2))[rows]
+            self._used = whole.shape[-2]
             self._buffers.append(torch.cat([whole, whole.new_empty(*whole.shape[:-2], room, whole.shape[-1])], dim=-2))
         self._show()
 
@@ -978,6 +980,12 @@ class _RoomyLayer(DynamicLayer):
         keys, values = (buffer[:, :, : self._used] for buffer in self._buffers)
         self.keys, self.values = keys, values
         return keys, values
+
+
+def _widened(parts: Sequence[Tensor], *, dim: int) -> list[Tensor]:
+    """The parts, all as long as the longest along a dimension counted from the last: zeros before the shorter ones."""
+    longest = max(part.shape[dim] for part in parts)
+    return [F.pad(part, (0, 0) * (-1 - dim) + (longest - part.shape[dim], 0)) for part in parts]
 
 
 def _joined_cache(caches: Sequence[Any], rows: Tensor, room: int, skipped: int) -> Any:

@@ -65,16 +65,18 @@ def attention_forward(
         raise BadInput(f"{type(module).__name__} changes what its cache holds before it attends to it")
     scaling = options.get("scaling")
     asked = query.reshape(rows, groups, heads // groups, width) * (width**-0.5 if scaling is None else scaling)
-    before = _by_group(asked) @ keys.transpose(1, 2)  # [G, R * H / G, P]
-    after = asked @ key.transpose(2, 3)  # [R, G, H / G, N]
+    before = (_by_group(asked) @ keys.transpose(1, 2)).float()  # [G, R * H / G, P]
+    after = (asked @ key.transpose(2, 3)).float()  # [R, G, H / G, N]
     if attention_mask is not None:
         hidden = attention_mask.dtype == torch.bool
-        after = after.masked_fill(~attention_mask, float("-inf")) if hidden else after + attention_mask
-    both = torch.cat([_by_row(before, rows), after], dim=-1)
-    share = both.softmax(-1, dtype=torch.float32).to(value.dtype)
-    length = keys.shape[1]
-    output = _by_row(_by_group(share[..., :length]) @ values, rows) + share[..., length:] @ value
-    return output.reshape(rows, 1, heads, -1), None
+        after = after.masked_fill_(~attention_mask, float("-inf")) if hidden else after + attention_mask
+    # one softmax over both, each part left in the order in which its product needs it
+    greatest = torch.maximum(_by_row(before.amax(-1, keepdim=True), rows), after.amax(-1, keepdim=True))
+    before = before.sub_(_by_group(greatest)).exp_()
+    after = after.sub_(greatest).exp_()
+    total = _by_row(before.sum(-1, keepdim=True), rows) + after.sum(-1, keepdim=True)
+    output = _by_row(before.to(value.dtype) @ values, rows) + after.to(value.dtype) @ value
+    return (output / total).to(value.dtype).reshape(rows, 1, heads, -1), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, attention_forward)
