@@ -308,6 +308,18 @@ def test_a_record_gets_its_profile_beside_it(tiny: Path, tmp_path: Path) -> None
         profile(record=path, grid="1x8+2", repeats=1, out=tmp_path)
 
 
+@pytest.mark.parametrize("policy", ["odp", "naee"])  # one sees attention, the other only what the router says
+def test_the_record_of_a_policy_is_profiled(policy: str, tiny: Path, tmp_path: Path) -> None:
+    method = f"uniform+rtn+{policy}"
+    run(method, expert_bits=2, model=str(tiny), tasks="mini-piqa", limit=2, out=tmp_path, **FEW)
+    (path,) = (p for p in tmp_path.rglob(FILE_NAME) if Record.load(p).asked == method)
+    found = profile(record=path, grid="1x64+2", repeats=1, out=tmp_path)
+    assert found.fingerprint == Record.load(path).fingerprint and (path.parent / PROFILE).is_file()
+    whole = profile("uniform+rtn", expert_bits=2, model=str(tiny), grid="1x64+2", repeats=1, out=tmp_path, **FEW)
+    assert found.active_weight_bytes is not None and whole.active_weight_bytes is not None
+    assert found.active_weight_bytes < whole.active_weight_bytes
+
+
 def test_a_whole_run_and_its_profile_share_a_folder(tiny: Path, tmp_path: Path) -> None:
     moe = load_model(str(tiny))
     bench = Bench(moe, Exam((), tmp_path, None, False))
