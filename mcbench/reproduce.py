@@ -43,8 +43,9 @@ class Study:
     """A grid and its layout. `refused` says why it cannot be run; without a `table` nothing was printed in numbers.
 
     mean, skipped: the published metric that is the mean of the columns, and the one that is the share of pairs skipped.
-    same: rows and metrics that are printed under another name. cells: what is profiled of each row, as in `read_grid`;
-    without columns the study is of time alone.
+    same: rows and metrics that are printed under another name. settings: parameters with which a row asks its tasks,
+    where rows differ in them. cells: what is profiled of each row, as in `read_grid`; without columns the study is of
+    time alone.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Study:
     mean: str = ""
     skipped: str = ""
     same: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
     cells: str = ""
     stands: Mapping[str, str] = field(default_factory=dict)
     departures: Sequence[str] = ()
@@ -185,15 +187,26 @@ def _plain(line: Line) -> bool:
 
 def _grids(chosen: Study, lines: Sequence[Line], settings: Mapping[str, Any]) -> Iterator[tuple[list[Line], Grid]]:
     """Grids without a superfluous cell: methods that share their budgets, and what needs none with the first."""
-    asked = {"tasks": ",".join(_tasks(chosen, str(settings.get("model", ""))).values()), **settings}
-    budgets: dict[str, tuple[bool, tuple[float, ...]]] = {}
+    if chosen.settings and settings.get("tasks"):
+        raise BadInput(f"the rows of {chosen.name} differ in how they ask their task, so leave --tasks out")
+    budgets: dict[tuple[str, str], tuple[bool, tuple[float, ...]]] = {}
     for line in lines:
-        have = () if _plain(line) else (*budgets.get(line.method, (False, ()))[1], line.bits)
-        budgets[line.method] = (line.experts, have)
-    for experts, values in dict.fromkeys(budgets.values()):
-        methods = tuple(method for method, budget in budgets.items() if budget == (experts, values))
+        row = (_asked(chosen, line, settings), line.method)
+        have = () if _plain(line) else (*budgets.get(row, (False, ()))[1], line.bits)
+        budgets[row] = (line.experts, have)
+    for tasks, experts, values in dict.fromkeys((tasks, *budget) for (tasks, _), budget in budgets.items()):
+        rows = [row for row, budget in budgets.items() if (row[0], *budget) == (tasks, experts, values)]
         where: dict[str, Any] = {"expert_bits": values} if experts else {"bits": values}
-        yield [line for line in lines if line.method in methods], Grid(methods, **where, **asked)
+        some = [line for line in lines if (_asked(chosen, line, settings), line.method) in rows]
+        yield some, Grid(tuple(method for _, method in rows), **where, **{**settings, "tasks": tasks})
+
+
+def _asked(chosen: Study, line: Line, settings: Mapping[str, Any]) -> str:
+    """The tasks of a row, with the parameters that it asks them with."""
+    if given := settings.get("tasks"):
+        return str(given)
+    ways = f"({chosen.settings[line.key]})" if line.key in chosen.settings else ""
+    return ",".join(f"{task}{ways}" for task in _tasks(chosen, str(settings.get("model", ""))).values())
 
 
 def _in_order(grid: Grid, lines: Sequence[Line], outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -288,7 +301,8 @@ def _closing(chosen: Study) -> list[str]:
 def _columns(chosen: Study, model: str) -> list[Column]:
     """The tasks, their mean, the share that is skipped and the costs, as far as the study has them."""
     tasks = _tasks(chosen, model)
-    columns = [Column(metric, task, (task,)) for metric, task in tasks.items()]
+    alike = not chosen.settings  # a score of other questions is no higher or lower than this one
+    columns = [Column(metric, task, (task,), ordered=alike) for metric, task in tasks.items()]
     if chosen.mean:
         columns.append(Column(chosen.mean, "mean", tuple(tasks.values())))
     if chosen.skipped:
