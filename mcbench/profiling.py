@@ -551,8 +551,7 @@ class Meter:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         elif self.how:
-            with contextlib.suppress(OSError, AttributeError):  # memory that is free goes back to the system
-                ctypes.CDLL(None).malloc_trim(0)
+            _return_free_memory()
             self._before = resident()
         self.again()
 
@@ -585,6 +584,12 @@ def resident(what: str = "VmRSS") -> int:
     raise OSError(f"/proc/self/status has no {what}")
 
 
+def _return_free_memory() -> None:
+    """Gives memory that the process has freed back to the system, where the C library can."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _measure_of(device: torch.device) -> str:
     """How peaks are measured on a device; empty where they cannot be."""
     if device.type == "cuda":
@@ -604,6 +609,7 @@ def _load(name: str, dtype: str, device: str) -> tuple[MoEModel, Memory, str]:
     if device.partition(":")[0] == "cpu":
         load_model(defaults()["model"])  # what the libraries themselves take is no part of the model
     gc.collect()
+    _return_free_memory()  # or the model would be put where an earlier one was, as if it took nothing
     on_cpu = _measure_of(torch.device("cpu"))
     before = resident() if on_cpu else 0
     if on_cpu:

@@ -24,10 +24,12 @@ from mcbench.costs import Cost, cell_by_cell, costs
 from mcbench.errors import BadInput, UnknownName
 from mcbench.leaderboard import pipe_table
 from mcbench.profiling import profile
+from mcbench.progress import muted
 from mcbench.published import SOURCES, Figure, figures
 from mcbench.record import Record, Result
 from mcbench.registry import suggest
 from mcbench.report import bit_figure, number, with_error
+from mcbench.significance import expert_tables, measure, picture
 from mcbench.speed import Profile
 from mcbench.sweep import Grid, Outcome, Plan, plan, sweep
 from mcbench.task import Scores, load_samples
@@ -45,7 +47,8 @@ class Study:
     mean, skipped: the published metric that is the mean of the columns, and the one that is the share of pairs skipped.
     same: rows and metrics that are printed under another name. settings: parameters with which a row asks its tasks,
     where rows differ in them. cells: what is profiled of each row, as in `read_grid`; without columns the study is of
-    time alone.
+    time alone. statistics: what is measured of every expert, by the name to show, errors at `width` bits; such a study
+    has no rows.
     """
 
     name: str
@@ -60,6 +63,8 @@ class Study:
     same: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     cells: str = ""
+    statistics: Mapping[str, str] = field(default_factory=dict)
+    width: int = 0
     stands: Mapping[str, str] = field(default_factory=dict)
     departures: Sequence[str] = ()
     refused: str = ""
@@ -146,12 +151,15 @@ def reproduce(
     """Runs what is not run yet of the study and returns it in Markdown, published beside measured.
 
     settings: fields of `Grid` such as model, limit and tasks; bits: only rows with these labels; ways: as of `sweep`.
-    Times are taken anew at each call. Raises BadInput where a study of time alone is given tasks or a limit.
+    Times are taken anew at each call. Raises BadInput where a study without tasks is given tasks or a limit.
     """
-    lines = _lines(chosen, bits)
     quiet = bool(ways.get("quiet", True))
     if not chosen.columns:
         _no_tasks(chosen, settings)
+    if chosen.statistics:
+        return _of_experts(chosen, settings, Path(out), bits, quiet)
+    lines = _lines(chosen, bits)
+    if not chosen.columns:
         (line,) = lines
         timed = profile(line.method, bits=line.bits, grid=chosen.cells, out=out, quiet=quiet, **settings)
         return "\n\n".join([*_opening(chosen), cell_by_cell(chosen.figures, timed), *_closing(chosen)])
@@ -160,15 +168,15 @@ def reproduce(
         for line, outcome in zip(some, _in_order(grid, some, sweep(grid, out=out, **ways)), strict=True):
             measured[line.key, line.bits] = _measured(outcome)
     if chosen.cells:
-        device = str(settings.get("device") or "cpu")
-        measured = {row: _profiled(got, chosen.cells, device, out, quiet) for row, got in measured.items()}
+        ways = {name: settings[name] for name in ("device", "dtype") if name in settings} | {"quiet": quiet}
+        measured = {row: _profiled(got, chosen.cells, out, ways) for row, got in measured.items()}
     return report(chosen, lines, measured, settings, bool(bits))
 
 
 def planned(chosen: Study, settings: Mapping[str, Any], *, out: str | Path, bits: Sequence[float] = ()) -> list[Plan]:
     """What `reproduce` would run, one plan for each set of rows that share their budgets; profiles are not planned."""
     if not chosen.columns:
-        raise BadInput(f"{chosen.name} is timed, and what that takes is only known once it is timed")
+        raise BadInput(f"{chosen.name} has no runs to plan: it measures {_subject(chosen)} once, when it is asked to")
     return [plan(grid, out=out) for _, grid in _grids(chosen, _lines(chosen, bits), settings)]
 
 
@@ -227,15 +235,30 @@ def _measured(outcome: Outcome) -> Measured:
 def _no_tasks(chosen: Study, settings: Mapping[str, Any]) -> None:
     for name in ("tasks", "limit"):
         if settings.get(name):
-            raise BadInput(f"{chosen.name} is a study of time: it has no tasks, so leave --{name} out")
+            raise BadInput(f"{chosen.name} is a study of {_subject(chosen)}: it has no tasks, so leave --{name} out")
 
 
-def _profiled(got: Measured, cells: str, device: str, out: str | Path, quiet: bool) -> Measured:
+def _subject(chosen: Study) -> str:
+    """What a study without tasks is of."""
+    return "experts" if chosen.statistics else "time"
+
+
+def _of_experts(chosen: Study, settings: Mapping[str, Any], out: Path, bits: Sequence[float], quiet: bool) -> str:
+    """The study of the experts of one model, in Markdown, its picture beside the runs."""
+    if bits:
+        raise BadInput(f"{chosen.name} has no rows, so leave --bits out")
+    with muted(quiet):
+        found = measure(chosen.statistics, chosen.width, **settings)
+    drawn = picture(found, out / f"{chosen.name}-{found.model}.svg")
+    return "\n\n".join([*_opening(chosen), expert_tables(found), drawn, *_closing(chosen)])
+
+
+def _profiled(got: Measured, cells: str, out: str | Path, ways: Mapping[str, Any]) -> Measured:
     """The row with what its model costs to run, or with the reason why that cannot be said."""
     if got.folder is None:
         return got
     try:
-        return got._replace(profile=profile(record=got.folder, grid=cells, device=device, out=out, quiet=quiet))
+        return got._replace(profile=profile(record=got.folder, grid=cells, out=out, **ways))
     except BadInput as error:
         return got._replace(reason=f"not profiled: {error}")
 
@@ -291,8 +314,10 @@ def _opening(chosen: Study) -> list[str]:
 def _closing(chosen: Study) -> list[str]:
     blocks = []
     if chosen.departures:
-        blocks += ["## Where these rows depart from the paper's", "\n".join(f"- {text}" for text in chosen.departures)]
-    if chosen.table and (found := audit(chosen.table).findings):
+        blocks += ["## Where this departs from the paper", "\n".join(f"- {text}" for text in chosen.departures)]
+    others = tuple({figure.model for figure in figures()} - {PUBLISHED_MODEL, ""})
+    found = [c for c in audit(chosen.table).findings if not c.row.startswith(others)] if chosen.table else []
+    if found:
         listed = (f"- {c.row}, {c.what}: {c.stated:g} stated, {c.recomputed:.4g} recomputed ({c.how})" for c in found)
         blocks += ["## Known errors of the published figures", "\n".join(listed)]
     return blocks

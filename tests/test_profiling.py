@@ -20,7 +20,7 @@ from mcbench.errors import BadInput
 from mcbench.leaderboard import leaderboard, tabulate_records
 from mcbench.model import load_model
 from mcbench.pipeline import Bench, Exam, run
-from mcbench.profiling import Meter, Stopwatch, _compressed, packed_bytes, profile
+from mcbench.profiling import Meter, Stopwatch, _compressed, _load, packed_bytes, profile, weight_bytes
 from mcbench.record import FILE_NAME, Environment, Record
 from mcbench.speed import (
     PHASES,
@@ -259,6 +259,15 @@ def test_the_meter_sees_memory_that_came_and_went(tiny: Path) -> None:
     meter.again()
     later = meter.peak()[0]
     assert later is not None and later - meter.weights < 20e6
+
+
+def test_loading_takes_no_less_than_the_weights_where_another_model_was_before() -> None:
+    for _ in range(2):  # the second could lie in memory that the first has left
+        moe, load, how = _load("reference", "auto", "cpu")
+        if not how.startswith("weights"):
+            pytest.skip("the memory of a process cannot be read here (Linux: /proc/self/status)")
+        assert load.held_bytes is not None and load.held_bytes >= 0.9 * weight_bytes(moe)
+        del moe
 
 
 @pytest.mark.parametrize("times", [(1.0, 1.0), (1.0, 1.1), (3.0, 0.5)])

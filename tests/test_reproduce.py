@@ -10,16 +10,24 @@ from pathlib import Path
 import pytest
 from records import with_routing
 from runs import answers, windows, write_run
-from scipy import stats
+from scipy import stats as scipy_stats
+from tiny import tiny_folder
 
-from mcbench.catalogue import TASKS
+from mcbench.calibration import calibrate
+from mcbench.catalogue import TASKS, select_tasks
 from mcbench.cli import main
 from mcbench.composition import compose
 from mcbench.costs import cell_by_cell
+from mcbench.datasets import current_folder
+from mcbench.errors import BadInput
+from mcbench.figure import short
+from mcbench.model import load_model
 from mcbench.published import Figure
 from mcbench.record import FILE_NAME, Environment, Record
-from mcbench.reproduce import Line, Measured, kendall, order, report, reproduce, studies, study
+from mcbench.reproduce import Line, Measured, _grids, kendall, order, report, reproduce, studies, study
 from mcbench.speed import Arm, ArmName, Cell, Memory, Phase, Profile
+from mcbench.sweep import Grid
+from mcbench.text import calibration_data
 
 
 @pytest.mark.parametrize("name", [name for name, s in studies().items() if not s.refused])
@@ -39,7 +47,7 @@ def test_tau_is_that_of_scipy() -> None:
     for n in (2, 5, 9, 30):
         one, other = ([float(rng.randint(0, 5)) for _ in range(n)] for _ in range(2))
         one[0], one[1], other[0], other[1] = 0, 1, 2, 3
-        assert kendall(one, other) == pytest.approx(stats.kendalltau(one, other).statistic)
+        assert kendall(one, other) == pytest.approx(scipy_stats.kendalltau(one, other).statistic)
     assert kendall([1, 1], [2, 3]) is None
 
 
@@ -68,7 +76,10 @@ def test_a_study_runs_from_end_to_end_and_says_that_it_is_partial(
 @pytest.mark.parametrize(
     ("asked", "said"),
     [(["table77"], "did you mean 'table7'"), (["table8"], "OmniQuant"), (["table7", "--bits", "2.06"], "has no row"),
-     (["latency", "--limit", "4"], "leave --limit out"), (["latency", "--dry-run"], "once it is timed")],
+     (["latency", "--limit", "4"], "leave --limit out"), (["latency", "--dry-run"], "no runs to plan"),
+     (["figure3", "--tasks", "quick"], "a study of experts"), (["figure3", "--bits", "2"], "leave --bits out"),
+     (["figure9"], "is not known here"), (["seqlen", "--tasks", "quick"], "leave --tasks out"),
+     (["table7", "--data-dir", "absent"], "no data folder at 'absent'")],
 )  # fmt: skip
 def test_what_cannot_be_run_is_refused_with_the_reason(
     asked: list[str], said: str, capsys: pytest.CaptureFixture[str]
@@ -108,7 +119,7 @@ def test_the_mean_is_over_complete_rows_and_paired_like_its_tasks(tmp_path: Path
         got[key, 2.0] = measured(tmp_path / key)
     settings = {"model": "elsewhere"}
     text = report(chosen, lines, got, settings)
-    error = stats.sem([1, 1, 1, 0]) / 2**0.5  # of the mean of two tasks with three right of four
+    error = scipy_stats.sem([1, 1, 1, 0]) / 2**0.5  # of the mean of two tasks with three right of four
     assert cells(text, "a")[-1] == f"75.0 ± {100 * error:.1f}" and cells(text, "b")[-1].startswith("37.5")
     assert cells(text, "mean")[1:4] in (["1", "0", "0"], ["0", "0", "1"])
     held = report(chosen, lines, {k: g._replace(folder=tmp_path / "gone") for k, g in got.items()}, settings)
@@ -140,6 +151,59 @@ def test_the_share_skipped_is_that_of_the_pairs(tmp_path: Path) -> None:
         text = report(chosen, [line], {("a", 2.05): measured(tmp_path / "a", routing=told)}, {"model": "elsewhere"})
         assert cells(text, "a")[-1] == shown.format(100 * (1 - ran))
         assert ("the pairs of mini-perplexity are known in part" in text) == bool(uncounted)
+
+
+@pytest.mark.parametrize(("model", "task"), [("", "mini-perplexity"), ("elsewhere", "wikitext2")])
+def test_rows_that_differ_in_the_window_ask_one_window_each(model: str, task: str) -> None:
+    chosen = study("seqlen")
+    grids = list(_grids(chosen, chosen.lines(), {"model": model}))
+    asked = {line.key: select_tasks(grid.tasks) for (line,), grid in grids}
+    found = {key: (t.name, getattr(t, "window", 0), getattr(t, "style", "")) for key, (t,) in asked.items()}
+    assert found == {f"seqlen={n}": (task, n, "disjoint") for n in (512, 1024, 2048, 4096)}
+    assert all(grid.methods == ("pmq+odp",) and grid.bits == (2.05,) for _, grid in grids)
+
+
+def test_scores_of_other_windows_are_put_in_no_order(tmp_path: Path) -> None:
+    chosen = study("seqlen")
+    lines, got = chosen.lines()[:2], {}
+    for line, losses in zip(lines, ([5.0] * 9, [1.0] * 9), strict=True):
+        write_run(tmp_path / line.key, {"mini-perplexity": windows(losses)})
+        got[line.key, line.bits] = measured(tmp_path / line.key)
+    text = report(chosen, lines, got, {})
+    first = cells(text, "seqlen=512")
+    assert first[3:5] == ["7.26", "14.92"] and first[6].startswith("1.649")  # exp(5 nats / 10 tokens)
+    assert "| mini-perplexity" not in text.partition("## Does the order hold?")[2]
+
+
+def test_where_sets_are_and_the_precision_reach_the_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[object] = []
+
+    def noted(grid: Grid, **_: object) -> None:
+        seen.extend([grid.dtype, current_folder()])
+        raise BadInput("seen")
+
+    monkeypatch.setattr("mcbench.reproduce.sweep", noted)
+    assert main(["reproduce", "table7", "--dtype", "bfloat16", "--data-dir", str(tmp_path)]) == 2
+    assert seen == ["bfloat16", tmp_path]
+
+
+def test_the_experts_of_a_model_are_measured_one_by_one(tmp_path: Path) -> None:
+    model = tiny_folder(tmp_path / "tiny")
+    asked = {"model": str(model), "samples": 2, "length": 64}
+    text = reproduce(study("figure3"), asked, out=tmp_path)
+    moe = load_model(str(model))
+    needs = tuple(study("figure3").statistics.values())
+    stats = calibrate(moe, calibration_data(moe, samples=2, length=64), needs, widths=(2,))
+    frequency, weight, error = (part.partition("\n### ")[0] for part in text.split("\n### ")[1:])
+    for part, table in (
+        (frequency, 100 * stats.token_count / stats.tokens),
+        (weight, 100 * stats.routing_weight / stats.tokens),
+        (error, stats.table(needs[2])[..., 0]),
+    ):
+        shown = [[float(cell) for cell in cells(part, f"{layer}")[1:-1]] for layer in range(3)]
+        assert shown == [[float(short(value)) for value in row] for row in table]
+    assert cells(error, "0")[-1] == short(stats.table(needs[2])[0].max() / stats.table(needs[2])[0].min())
+    assert "no number beside it" in text and (tmp_path / "figure3-tiny.svg").is_file() == ("Drawn in" in text)
 
 
 def timed(batch: int, prompt: int, seconds: dict[ArmName, Sequence[float]], reason: str = "") -> Cell:
