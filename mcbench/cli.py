@@ -258,7 +258,8 @@ def _reproduce(options: argparse.Namespace) -> int:
             for each in planned(chosen, asked, out=options.out, bits=bits):
                 print(report(each.outcomes, each))
         else:
-            print(reproduce(chosen, asked, out=options.out, bits=bits, allow_code_execution=code, quiet=options.quiet))
+            ways = {"grid": options.grid or "", "allow_code_execution": code, "quiet": options.quiet}
+            print(reproduce(chosen, asked, out=options.out, bits=bits, **ways))
     return DONE
 
 
@@ -320,6 +321,7 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--tasks", metavar="LIST", help="other tasks than the study's; marks the output as partial")
     again.add_argument("--bits", metavar="LIST", help="only rows of these bits; marks the output as partial")
     again.add_argument("--limit", type=int, metavar="N", help="items per task; marks the output as partial")
+    again.add_argument("--grid", metavar="LIST", help="cells to time, as for profile; marks the output as partial")
     again.add_argument("--calibration", metavar="FILE", help="text to calibrate on: .txt, .json or .jsonl")
     again.add_argument("--samples", type=int, metavar="N", help="calibration sequences")
     again.add_argument("--length", type=int, metavar="T", help="tokens in a calibration sequence")

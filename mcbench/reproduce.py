@@ -146,14 +146,25 @@ def listing() -> str:
 
 
 def reproduce(
-    chosen: Study, settings: Mapping[str, Any], *, out: str | Path, bits: Sequence[float] = (), **ways: Any
+    chosen: Study,
+    settings: Mapping[str, Any],
+    *,
+    out: str | Path,
+    bits: Sequence[float] = (),
+    grid: str = "",
+    **ways: Any,
 ) -> str:
     """Runs what is not run yet of the study and returns it in Markdown, published beside measured.
 
-    settings: fields of `Grid` such as model, limit and tasks; bits: only rows with these labels; ways: as of `sweep`.
-    Times are taken anew at each call. Raises BadInput where a study without tasks is given tasks or a limit.
+    settings: fields of `Grid` such as model, limit and tasks; bits: only rows with these labels; grid: other cells to
+    time than the study's; ways: as of `sweep`. Times are taken anew at each call. Raises BadInput where a study without
+    tasks is given tasks or a limit, or one that times nothing a grid.
     """
     quiet = bool(ways.get("quiet", True))
+    if grid:
+        if not chosen.cells:
+            raise BadInput(f"{chosen.name} times nothing, so leave --grid out")
+        chosen = replace(chosen, cells=grid)
     if not chosen.columns:
         _no_tasks(chosen, settings)
     if chosen.statistics:
@@ -162,7 +173,8 @@ def reproduce(
     if not chosen.columns:
         (line,) = lines
         timed = profile(line.method, bits=line.bits, grid=chosen.cells, out=out, quiet=quiet, **settings)
-        return "\n\n".join([*_opening(chosen), cell_by_cell(chosen.figures, timed), *_closing(chosen)])
+        blocks = [*_opening(chosen), *([_partial("cell")] if grid else []), cell_by_cell(chosen.figures, timed)]
+        return "\n\n".join([*blocks, *_closing(chosen)])
     measured: dict[tuple[str, float], Measured] = {}
     for some, grid in _grids(chosen, lines, settings):
         for line, outcome in zip(some, _in_order(grid, some, sweep(grid, out=out, **ways)), strict=True):
@@ -170,7 +182,7 @@ def reproduce(
     if chosen.cells:
         ways = {name: settings[name] for name in ("device", "dtype") if name in settings} | {"quiet": quiet}
         measured = {row: _profiled(got, chosen.cells, out, ways) for row, got in measured.items()}
-    return report(chosen, lines, measured, settings, bool(bits))
+    return report(chosen, lines, measured, settings, bool(bits or grid))
 
 
 def planned(chosen: Study, settings: Mapping[str, Any], *, out: str | Path, bits: Sequence[float] = ()) -> list[Plan]:
@@ -296,13 +308,17 @@ def report(
         body.append([line.key, f"{line.bits:g}", line.method, *cells, reached, *ours])
     blocks = _opening(chosen)
     if some or settings.get("limit") or settings.get("tasks"):
-        blocks.append("**Partial**: not every row, task or item of the study was asked for.")
+        blocks.append(_partial("row, cell, task or item"))
     blocks.append(pipe_table(heads, body))
     reasons = [(line, reason) for line in lines for reason in _reasons(chosen, measured[line.key, line.bits])]
     blocks += [f"- {line.key} at {line.bits:g}: {reason}" for line, reason in reasons]
     if chosen.table:
         blocks += ["## Does the order hold?", _orders(lines, measured, columns)]
     return "\n\n".join([*blocks, *_closing(chosen)])
+
+
+def _partial(what: str) -> str:
+    return f"**Partial**: not every {what} of the study was asked for."
 
 
 def _opening(chosen: Study) -> list[str]:

@@ -79,6 +79,7 @@ def test_a_study_runs_from_end_to_end_and_says_that_it_is_partial(
      (["latency", "--limit", "4"], "leave --limit out"), (["latency", "--dry-run"], "no runs to plan"),
      (["figure3", "--tasks", "quick"], "a study of experts"), (["figure3", "--bits", "2"], "leave --bits out"),
      (["figure9"], "is not known here"), (["seqlen", "--tasks", "quick"], "leave --tasks out"),
+     (["table7", "--grid", "1x8+2"], "times nothing"), (["latency", "--grid", "1x8"], "'1x8' is no cell"),
      (["table7", "--data-dir", "absent"], "no data folder at 'absent'")],
 )  # fmt: skip
 def test_what_cannot_be_run_is_refused_with_the_reason(
@@ -234,11 +235,20 @@ def test_latencies_stand_beside_those_of_the_same_cell() -> None:
     assert "holds in 1, contradicted in 1, cannot tell in 1 of the cells that ran" in text
 
 
+def test_the_cells_asked_for_are_timed_beside_what_is_printed_of_them(tmp_path: Path) -> None:
+    model = tiny_folder(tmp_path / "tiny")
+    asked = {"model": str(model), "samples": 4, "length": 64}
+    text = reproduce(study("latency"), asked, out=tmp_path, grid="1x384+2,1x512+1")
+    assert "**Partial**: not every cell" in text
+    assert cells(text, "1x384+2")[1:4] == ["", "", ""] and all(map(float, cells(text, "1x384+2")[4:7]))
+    row = cells(text, "1x512+1")  # printed, but longer than the window of the tiny model
+    assert all(row[1:4]) and not any(row[4:]) and "- subject at 1x512+1: 512 + 1 tokens are longer" in text
+
+
 @pytest.mark.slow
 def test_sizes_and_times_are_measured_of_every_row(tmp_path: Path) -> None:
-    chosen = dataclasses.replace(study("table4"), cells="1x32+4")
     settings = {"tasks": "mini-piqa", "limit": 2, "samples": 4, "length": 64}
-    text = reproduce(chosen, settings, out=tmp_path, bits=(2.05,))
+    text = reproduce(study("table4"), settings, out=tmp_path, bits=(2.05,), grid="1x32+4")
     heads = cells(text, "row")
     file = next(i for i, head in enumerate(heads) if head.endswith("file MB"))
     read = next(i for i, head in enumerate(heads) if head.endswith("read per token"))
