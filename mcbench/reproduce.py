@@ -47,8 +47,9 @@ class Study:
     mean, skipped: the published metric that is the mean of the columns, and the one that is the share of pairs skipped.
     same: rows and metrics that are printed under another name. settings: parameters with which a row asks its tasks,
     where rows differ in them. cells: what is profiled of each row, as in `read_grid`; without columns the study is of
-    time alone. statistics: what is measured of every expert, by the name to show, errors at `width` bits; such a study
-    has no rows.
+    time alone. orders: where nothing is printed, pairs of rows of which the paper's text puts the second before the
+    first. statistics: what is measured of every expert, by the name to show, errors at `width` bits; such a study has
+    no rows.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Study:
     same: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     cells: str = ""
+    orders: Sequence[Sequence[str]] = ()
     statistics: Mapping[str, str] = field(default_factory=dict)
     width: int = 0
     stands: Mapping[str, str] = field(default_factory=dict)
@@ -125,7 +127,8 @@ class Column(NamedTuple):
 def studies() -> Mapping[str, Study]:
     """Every study by name."""
     text = importlib.resources.files("mcbench.published").joinpath("studies.toml").read_text(encoding="utf-8")
-    return {name: Study(name, **content) for name, content in tomllib.loads(text).items()}
+    found = tomllib.loads(text)
+    return {name: Study(name, **{**found.get(own.pop("like", ""), {}), **own}) for name, own in found.items()}
 
 
 def study(name: str) -> Study:
@@ -314,6 +317,8 @@ def report(
     blocks += [f"- {line.key} at {line.bits:g}: {reason}" for line, reason in reasons]
     if chosen.table:
         blocks += ["## Does the order hold?", _orders(lines, measured, columns)]
+    elif chosen.orders:
+        blocks += ["## Does the order hold?", _stated(chosen, lines, measured, columns)]
     return "\n\n".join([*blocks, *_closing(chosen)])
 
 
@@ -448,6 +453,30 @@ def _orders(lines: Sequence[Line], measured: Mapping[tuple[str, float], Measured
             *(["\n".join(against)] if against else []),
         ]
     )
+
+
+def _stated(
+    chosen: Study, lines: Sequence[Line], measured: Mapping[tuple[str, float], Measured], columns: Sequence[Column]
+) -> str:
+    """Every pair of rows that the paper's text puts in an order, budget by budget, by our paired difference."""
+    rows = []
+    for (worse, better), column in itertools.product(chosen.orders, [c for c in columns if c.tasks]):
+        counts: dict[Order, int] = {"holds": 0, "contradicted": 0, "cannot tell": 0}
+        for bits in (line.bits for line in lines if line.key == worse):
+            one, other = measured[worse, bits], measured[better, bits]
+            if _value(column, one) is None or _value(column, other) is None:
+                continue
+            known = _result(one, column.tasks[0])
+            assert known is not None
+            counts[order(-1 if known.higher_is_better else 1, *_paired(column, one, other))] += 1
+        rows.append([f"{better} before {worse}", column.head, *(f"{n}" for n in counts.values())])
+    text = (
+        "The paper prints no figures; its text puts these rows in an order. It holds or is contradicted at a budget\n"
+        f"where the paired difference of the same items lies beyond {CLEAR_ERRORS:g} of its standard errors. Nothing\n"
+        "is corrected for the number of pairs."
+    )
+    heads = ["the text puts", "measured", "holds", "contradicted", "cannot tell"]
+    return "\n\n".join([text, pipe_table(heads, rows)])
 
 
 def order(published: float, measured: float, error: float | None) -> Order:

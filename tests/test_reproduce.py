@@ -176,6 +176,29 @@ def test_scores_of_other_windows_are_put_in_no_order(tmp_path: Path) -> None:
     assert "| mini-perplexity" not in text.partition("## Does the order hold?")[2]
 
 
+def test_an_order_of_the_text_is_judged_budget_by_budget(tmp_path: Path) -> None:
+    orders, bits = (("random", "PMQ"), ("PMQ", "random")), (2.05, 2.18, 2.30)
+    chosen = dataclasses.replace(study("figure5"), orders=orders, bits=bits)
+    lines = [line for line in chosen.lines() if line.key in ("random", "PMQ")]
+    losses = {2.05: 1.0, 2.18: 0.0, 2.30: -1.0}  # nats a window more with random allocation
+    got = {}
+    for line in lines:
+        more = losses[line.bits] * (line.key == "random")
+        folder = write_run(
+            tmp_path / f"{line.key}{line.bits}", {"mini-perplexity": windows([9 + n / 9 + more for n in range(9)])}
+        )
+        got[line.key, line.bits] = measured(folder)
+    text = report(chosen, lines, got, {})
+    assert cells(text, "PMQ before random")[1:] == ["mini-perplexity", "1", "1", "1"]
+    got["PMQ", 2.30] = Measured(None, None, "failed: no memory")
+    assert cells(report(chosen, lines, got, {}), "random before PMQ")[1:] == ["mini-perplexity", "0", "1", "1"]
+
+
+def test_every_row_that_a_text_puts_in_an_order_is_there() -> None:
+    assert all(set(pair) <= set(s.rows) for s in studies().values() for pair in s.orders)
+    assert study("figure5").rows == study("figure6").rows and study("figure5").title != study("figure6").title
+
+
 def test_where_sets_are_and_the_precision_reach_the_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[object] = []
 
