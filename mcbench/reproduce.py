@@ -179,8 +179,8 @@ def reproduce(
         blocks = [*_opening(chosen), *([_partial("cell")] if grid else []), cell_by_cell(chosen.figures, timed)]
         return "\n\n".join([*blocks, *_closing(chosen)])
     measured: dict[tuple[str, float], Measured] = {}
-    for some, grid in _grids(chosen, lines, settings):
-        for line, outcome in zip(some, _in_order(grid, some, sweep(grid, out=out, **ways)), strict=True):
+    for some, runs in _grids(chosen, lines, settings):
+        for line, outcome in zip(some, _in_order(runs, some, sweep(runs, out=out, **ways)), strict=True):
             measured[line.key, line.bits] = _measured(outcome)
     if chosen.cells:
         ways = {name: settings[name] for name in ("device", "dtype") if name in settings} | {"quiet": quiet}
@@ -315,7 +315,7 @@ def report(
     blocks.append(pipe_table(heads, body))
     reasons = [(line, reason) for line in lines for reason in _reasons(chosen, measured[line.key, line.bits])]
     blocks += [f"- {line.key} at {line.bits:g}: {reason}" for line, reason in reasons]
-    if chosen.table:
+    if chosen.table and any(column.ordered for column in columns):
         blocks += ["## Does the order hold?", _orders(lines, measured, columns)]
     elif chosen.orders:
         blocks += ["## Does the order hold?", _stated(chosen, lines, measured, columns)]
@@ -347,12 +347,12 @@ def _closing(chosen: Study) -> list[str]:
 def _columns(chosen: Study, model: str) -> list[Column]:
     """The tasks, their mean, the share that is skipped and the costs, as far as the study has them."""
     tasks = _tasks(chosen, model)
-    alike = not chosen.settings  # a score of other questions is no higher or lower than this one
+    alike = not chosen.settings  # what was measured of other questions is no higher or lower than this
     columns = [Column(metric, task, (task,), ordered=alike) for metric, task in tasks.items()]
     if chosen.mean:
         columns.append(Column(chosen.mean, "mean", tuple(tasks.values())))
     if chosen.skipped:
-        columns.append(Column(chosen.skipped, "pairs skipped %", reads=_skipped))
+        columns.append(Column(chosen.skipped, "pairs skipped %", reads=_skipped, ordered=alike))
     if chosen.cells:
         columns += [
             Column(c.metric, c.head, reads=partial(_cost, c), digits=c.digits, ordered=c.exact) for c in costs()
