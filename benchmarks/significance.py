@@ -26,9 +26,11 @@ from mcbench.calibration import calibrate
 from mcbench.composition import compose
 from mcbench.errors import BadInput
 from mcbench.fidelity import gini
+from mcbench.figure import short
 from mcbench.files import write_whole
 from mcbench.model import load_model
 from mcbench.reference.curve import drawing
+from mcbench.significance import ratio
 from mcbench.store import ExpertStore
 from mcbench.text import SAMPLES, calibration_data
 
@@ -168,11 +170,6 @@ def by_layer(shown: Significance) -> list[dict[str, Any]]:
     ]
 
 
-def ratio(values: Array) -> float | None:
-    """The greatest over the least, None where the least is zero."""
-    return float(values.max() / values.min()) if values.min() > 0 else None
-
-
 # ---- pictures
 
 
@@ -219,11 +216,6 @@ def heat(figure: Figure, axes: Axes, values: Array, title: str, written: bool, r
     for (layer, expert), value in np.ndenumerate(values) if written else ():
         colour = "white" if norm(shown[layer, expert]) > 0.7 else "black"
         axes.text(expert + 0.5, layer + 0.5, short(value), ha="center", va="center", fontsize=8, color=colour)
-
-
-def short(value: float) -> str:
-    """Three digits where it has decimals, never an exponent."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 # ---- files

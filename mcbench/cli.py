@@ -241,6 +241,7 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
+    from mcbench.datasets import data_folder
     from mcbench.reproduce import listing, planned, reproduce, study
     from mcbench.sweep import numbers, report
 
@@ -248,15 +249,17 @@ def _reproduce(options: argparse.Namespace) -> int:
         print(listing())
         return DONE
     chosen = study(options.name)
-    asked = {name: value for name in ("model", "tasks", "limit", "samples", "calibration", "length", "device")
-             if (value := getattr(options, name)) is not None}  # fmt: skip
+    names = ("model", "tasks", "limit", "samples", "calibration", "length", "device", "dtype")
+    asked = {name: value for name in names if (value := getattr(options, name)) is not None}
     bits = numbers(options.bits) if options.bits is not None else ()
-    if options.dry_run:
-        for each in planned(chosen, asked, out=options.out, bits=bits):
-            print(report(each.outcomes, each))
-        return DONE
     code = options.allow_code_execution
-    print(reproduce(chosen, asked, out=options.out, bits=bits, allow_code_execution=code, quiet=options.quiet))
+    with data_folder(options.data_dir):
+        if options.dry_run:
+            for each in planned(chosen, asked, out=options.out, bits=bits):
+                print(report(each.outcomes, each))
+        else:
+            ways = {"grid": options.grid or "", "allow_code_execution": code, "quiet": options.quiet}
+            print(reproduce(chosen, asked, out=options.out, bits=bits, **ways))
     return DONE
 
 
@@ -318,11 +321,14 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--tasks", metavar="LIST", help="other tasks than the study's; marks the output as partial")
     again.add_argument("--bits", metavar="LIST", help="only rows of these bits; marks the output as partial")
     again.add_argument("--limit", type=int, metavar="N", help="items per task; marks the output as partial")
+    again.add_argument("--grid", metavar="LIST", help="cells to time, as for profile; marks the output as partial")
     again.add_argument("--calibration", metavar="FILE", help="text to calibrate on: .txt, .json or .jsonl")
     again.add_argument("--samples", type=int, metavar="N", help="calibration sequences")
     again.add_argument("--length", type=int, metavar="T", help="tokens in a calibration sequence")
     again.add_argument("--device", help="a torch device (default: cpu)")
+    again.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="(default: auto)")
     again.add_argument("--out", default="runs", metavar="DIR", help="where records go")
+    _add_data_dir(again)
     again.add_argument("--dry-run", action="store_true", help="print the plan and what it would take")
     again.add_argument("--allow-code-execution", action="store_true", help="run generated programs without isolation")
     again.add_argument("--quiet", action="store_true", help="no progress")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mcbench.errors import BadInput, UnknownName
 from mcbench.leaderboard import Table, find_records, sheet, tabulate_records
@@ -191,7 +192,7 @@ def _draw_allocation(shown: Sheet, lines: Sequence[Line], out: Path) -> str:
         )
         for line in lines
     ]
-    _draw_heat(out, panels, [[f"{int(w)}" for w in values.flat] for _, values in panels], "bits", WIDTHS)
+    heat_maps(out, panels, [[f"{int(w)}" for w in values.flat] for _, values in panels], "bits", WIDTHS)
     return f"wrote {out}: bits of every expert in {len(panels)} runs on {shown.title}"
 
 
@@ -203,20 +204,38 @@ def _draw_significance(shown: Sheet, folder: Path, out: Path) -> str:
             f"there are no statistics of the experts of {model.name!r} beside {str(folder)!r}; records hold none, "
             "`python benchmarks/significance.py` measures them"
         )
-    panels = []
-    for name, values in found[0].measures.items():
-        relative = name in found[0].relative  # of an error only the ratio within a layer means something
-        scaled = values / np.median(values, axis=1, keepdims=True) if relative else values
-        panels.append((f"{name}\ntimes the layer's median" if relative else name, scaled))
-    texts = [[f"{v:.0f}" if v >= 100 else f"{v:.1f}" if v >= 10 else f"{v:.2f}" for v in x.flat] for _, x in panels]
-    _draw_heat(out, panels, texts, "", ())
-    return f"wrote {out}: {len(panels)} measures of the experts of {model.name}"
+    draw_measures(found[0].measures, found[0].relative, out)
+    return f"wrote {out}: {len(found[0].measures)} measures of the experts of {model.name}"
 
 
-def _draw_heat(
-    out: Path, panels: Sequence[tuple[str, Any]], texts: Sequence[Sequence[str]], unit: str, steps: Sequence[int]
+def draw_measures(measures: Mapping[str, NDArray[np.float64]], relative: Collection[str], out: Path) -> None:
+    """Heat maps of measures [L, E] by name; of those in `relative` only the ratio within a layer means something."""
+    panels = [
+        (f"{name}\ntimes the layer's median", values / np.median(values, axis=1, keepdims=True))
+        if name in relative
+        else (name, values)
+        for name, values in measures.items()
+    ]
+    heat_maps(out, panels, [[short(value) for value in values.flat] for _, values in panels])
+
+
+def short(value: float) -> str:
+    """Three digits where it has decimals, never an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def heat_maps(
+    out: Path,
+    panels: Sequence[tuple[str, Any]],
+    texts: Sequence[Sequence[str]],
+    unit: str = "",
+    steps: Sequence[int] = (),
 ) -> None:
-    """One heat map of [L, E] a panel. `steps`: the values that there can be, each a shade; empty for a plain scale."""
+    """One heat map of [L, E] a panel, with the texts of its cells where there is room, to the file `out`.
+
+    steps: the values that there can be, each a shade; empty for a plain scale. Raises NotInstalled where matplotlib is
+    absent.
+    """
     layers, experts = panels[0][1].shape
     across = 1 if experts > 16 else min(2, len(panels))
     down = -(-len(panels) // across)

@@ -14,7 +14,7 @@ import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -155,13 +155,15 @@ def profile(
                     folder=place,
                 )
                 subject = replace(subject, policy=policy)
-            lm = language_model(moe, subject.identity, subject.policy, check=False)
-            if known is not None and known.fingerprint != lm.fingerprint:
+            with subject.routed():
+                lm = language_model(moe, subject.identity, subject.policy, check=False)
+                fingerprint = lm.fingerprint  # taken here, as it names the way of computing that is in place
+            if known is not None and known.fingerprint != fingerprint:
                 raise BadInput(
-                    f"the model made from the record {str(record)!r} is another ({lm.fingerprint[:12]}) than it was "
+                    f"the model made from the record {str(record)!r} is another ({fingerprint[:12]}) than it was "
                     f"({known.fingerprint[:12]}): use the widths, device, dtype and versions of that run"
                 )
-            folder = bench.exam.place(moe, bench.title(composition, budget, seed or 0), lm.fingerprint)
+            folder = bench.exam.place(moe, bench.title(composition, budget, seed or 0), fingerprint)
             if record is not None:
                 folder = Path(record) if Path(record).is_dir() else Path(record).parent
             longest = max((s.prompt + s.output for s in shapes if s.prompt + s.output <= lm.window), default=0)
@@ -175,7 +177,7 @@ def profile(
                 model=moe.name,
                 architecture=type(moe.model).__name__,
                 asked_bits=budget.asked if budget else None,
-                fingerprint=lm.fingerprint,
+                fingerprint=fingerprint,
                 baseline="uncompressed weights" if subject.swapped else "the same weights",
                 environment=Environment.here(
                     device=accelerator,
@@ -245,6 +247,10 @@ class _Subject:
         for name, parameter in self.moe.model.named_parameters() if self.swapped else ():
             if name in self.swapped:
                 parameter.copy_(self.swapped[name][compressed])
+
+    def routed(self) -> AbstractContextManager[object]:
+        """Its policy in place while the context is open; nothing where it has none."""
+        return nullcontext() if self.policy is None else self.policy.applied(self.moe, self.identity)
 
     def active(self, ids: Tensor) -> tuple[float | None, float | None]:
         """Bytes of weights that a token of a prompt reads on average, as stored and in memory; None if dense."""
@@ -392,9 +398,7 @@ class Stopwatch:
         subject, ours = self.subject, arm in ("subject", "again")
         subject.use(compressed=ours)
         try:
-            with ExitStack() as stack:
-                if ours and subject.policy is not None:
-                    stack.enter_context(subject.policy.applied(subject.moe, subject.identity))
+            with subject.routed() if ours else nullcontext():
                 yield
         finally:
             if subject.moe.is_moe:
@@ -547,8 +551,7 @@ class Meter:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         elif self.how:
-            with contextlib.suppress(OSError, AttributeError):  # memory that is free goes back to the system
-                ctypes.CDLL(None).malloc_trim(0)
+            _return_free_memory()
             self._before = resident()
         self.again()
 
@@ -581,6 +584,12 @@ def resident(what: str = "VmRSS") -> int:
     raise OSError(f"/proc/self/status has no {what}")
 
 
+def _return_free_memory() -> None:
+    """Gives memory that the process has freed back to the system, where the C library can."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _measure_of(device: torch.device) -> str:
     """How peaks are measured on a device; empty where they cannot be."""
     if device.type == "cuda":
@@ -600,6 +609,7 @@ def _load(name: str, dtype: str, device: str) -> tuple[MoEModel, Memory, str]:
     if device.partition(":")[0] == "cpu":
         load_model(defaults()["model"])  # what the libraries themselves take is no part of the model
     gc.collect()
+    _return_free_memory()  # or the model would be put where an earlier one was, as if it took nothing
     on_cpu = _measure_of(torch.device("cpu"))
     before = resident() if on_cpu else 0
     if on_cpu:

@@ -24,10 +24,12 @@ from mcbench.costs import Cost, cell_by_cell, costs
 from mcbench.errors import BadInput, UnknownName
 from mcbench.leaderboard import pipe_table
 from mcbench.profiling import profile
+from mcbench.progress import muted
 from mcbench.published import SOURCES, Figure, figures
 from mcbench.record import Record, Result
 from mcbench.registry import suggest
 from mcbench.report import bit_figure, number, with_error
+from mcbench.significance import expert_tables, measure, picture
 from mcbench.speed import Profile
 from mcbench.sweep import Grid, Outcome, Plan, plan, sweep
 from mcbench.task import Scores, load_samples
@@ -43,8 +45,11 @@ class Study:
     """A grid and its layout. `refused` says why it cannot be run; without a `table` nothing was printed in numbers.
 
     mean, skipped: the published metric that is the mean of the columns, and the one that is the share of pairs skipped.
-    same: rows and metrics that are printed under another name. cells: what is profiled of each row, as in `read_grid`;
-    without columns the study is of time alone.
+    same: rows and metrics that are printed under another name. settings: parameters with which a row asks its tasks,
+    where rows differ in them. cells: what is profiled of each row, as in `read_grid`; without columns the study is of
+    time alone. orders: where nothing is printed, pairs of rows of which the paper's text puts the second before the
+    first. statistics: what is measured of every expert, by the name to show, errors at `width` bits; such a study has
+    no rows.
     """
 
     name: str
@@ -57,7 +62,11 @@ class Study:
     mean: str = ""
     skipped: str = ""
     same: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
     cells: str = ""
+    orders: Sequence[Sequence[str]] = ()
+    statistics: Mapping[str, str] = field(default_factory=dict)
+    width: int = 0
     stands: Mapping[str, str] = field(default_factory=dict)
     departures: Sequence[str] = ()
     refused: str = ""
@@ -118,7 +127,8 @@ class Column(NamedTuple):
 def studies() -> Mapping[str, Study]:
     """Every study by name."""
     text = importlib.resources.files("mcbench.published").joinpath("studies.toml").read_text(encoding="utf-8")
-    return {name: Study(name, **content) for name, content in tomllib.loads(text).items()}
+    found = tomllib.loads(text)
+    return {name: Study(name, **{**found.get(own.pop("like", ""), {}), **own}) for name, own in found.items()}
 
 
 def study(name: str) -> Study:
@@ -139,34 +149,49 @@ def listing() -> str:
 
 
 def reproduce(
-    chosen: Study, settings: Mapping[str, Any], *, out: str | Path, bits: Sequence[float] = (), **ways: Any
+    chosen: Study,
+    settings: Mapping[str, Any],
+    *,
+    out: str | Path,
+    bits: Sequence[float] = (),
+    grid: str = "",
+    **ways: Any,
 ) -> str:
     """Runs what is not run yet of the study and returns it in Markdown, published beside measured.
 
-    settings: fields of `Grid` such as model, limit and tasks; bits: only rows with these labels; ways: as of `sweep`.
-    Times are taken anew at each call. Raises BadInput where a study of time alone is given tasks or a limit.
+    settings: fields of `Grid` such as model, limit and tasks; bits: only rows with these labels; grid: other cells to
+    time than the study's; ways: as of `sweep`. Times are taken anew at each call. Raises BadInput where a study without
+    tasks is given tasks or a limit, or one that times nothing a grid.
     """
-    lines = _lines(chosen, bits)
     quiet = bool(ways.get("quiet", True))
+    if grid:
+        if not chosen.cells:
+            raise BadInput(f"{chosen.name} times nothing, so leave --grid out")
+        chosen = replace(chosen, cells=grid)
     if not chosen.columns:
         _no_tasks(chosen, settings)
+    if chosen.statistics:
+        return _of_experts(chosen, settings, Path(out), bits, quiet)
+    lines = _lines(chosen, bits)
+    if not chosen.columns:
         (line,) = lines
         timed = profile(line.method, bits=line.bits, grid=chosen.cells, out=out, quiet=quiet, **settings)
-        return "\n\n".join([*_opening(chosen), cell_by_cell(chosen.figures, timed), *_closing(chosen)])
+        blocks = [*_opening(chosen), *([_partial("cell")] if grid else []), cell_by_cell(chosen.figures, timed)]
+        return "\n\n".join([*blocks, *_closing(chosen)])
     measured: dict[tuple[str, float], Measured] = {}
-    for some, grid in _grids(chosen, lines, settings):
-        for line, outcome in zip(some, _in_order(grid, some, sweep(grid, out=out, **ways)), strict=True):
+    for some, runs in _grids(chosen, lines, settings):
+        for line, outcome in zip(some, _in_order(runs, some, sweep(runs, out=out, **ways)), strict=True):
             measured[line.key, line.bits] = _measured(outcome)
     if chosen.cells:
-        device = str(settings.get("device") or "cpu")
-        measured = {row: _profiled(got, chosen.cells, device, out, quiet) for row, got in measured.items()}
-    return report(chosen, lines, measured, settings, bool(bits))
+        ways = {name: settings[name] for name in ("device", "dtype") if name in settings} | {"quiet": quiet}
+        measured = {row: _profiled(got, chosen.cells, out, ways) for row, got in measured.items()}
+    return report(chosen, lines, measured, settings, bool(bits or grid))
 
 
 def planned(chosen: Study, settings: Mapping[str, Any], *, out: str | Path, bits: Sequence[float] = ()) -> list[Plan]:
     """What `reproduce` would run, one plan for each set of rows that share their budgets; profiles are not planned."""
     if not chosen.columns:
-        raise BadInput(f"{chosen.name} is timed, and what that takes is only known once it is timed")
+        raise BadInput(f"{chosen.name} has no runs to plan: it measures {_subject(chosen)} once, when it is asked to")
     return [plan(grid, out=out) for _, grid in _grids(chosen, _lines(chosen, bits), settings)]
 
 
@@ -185,15 +210,26 @@ def _plain(line: Line) -> bool:
 
 def _grids(chosen: Study, lines: Sequence[Line], settings: Mapping[str, Any]) -> Iterator[tuple[list[Line], Grid]]:
     """Grids without a superfluous cell: methods that share their budgets, and what needs none with the first."""
-    asked = {"tasks": ",".join(_tasks(chosen, str(settings.get("model", ""))).values()), **settings}
-    budgets: dict[str, tuple[bool, tuple[float, ...]]] = {}
+    if chosen.settings and settings.get("tasks"):
+        raise BadInput(f"the rows of {chosen.name} differ in how they ask their task, so leave --tasks out")
+    budgets: dict[tuple[str, str], tuple[bool, tuple[float, ...]]] = {}
     for line in lines:
-        have = () if _plain(line) else (*budgets.get(line.method, (False, ()))[1], line.bits)
-        budgets[line.method] = (line.experts, have)
-    for experts, values in dict.fromkeys(budgets.values()):
-        methods = tuple(method for method, budget in budgets.items() if budget == (experts, values))
+        row = (_asked(chosen, line, settings), line.method)
+        have = () if _plain(line) else (*budgets.get(row, (False, ()))[1], line.bits)
+        budgets[row] = (line.experts, have)
+    for tasks, experts, values in dict.fromkeys((tasks, *budget) for (tasks, _), budget in budgets.items()):
+        rows = [row for row, budget in budgets.items() if (row[0], *budget) == (tasks, experts, values)]
         where: dict[str, Any] = {"expert_bits": values} if experts else {"bits": values}
-        yield [line for line in lines if line.method in methods], Grid(methods, **where, **asked)
+        some = [line for line in lines if (_asked(chosen, line, settings), line.method) in rows]
+        yield some, Grid(tuple(method for _, method in rows), **where, **{**settings, "tasks": tasks})
+
+
+def _asked(chosen: Study, line: Line, settings: Mapping[str, Any]) -> str:
+    """The tasks of a row, with the parameters that it asks them with."""
+    if given := settings.get("tasks"):
+        return str(given)
+    ways = f"({chosen.settings[line.key]})" if line.key in chosen.settings else ""
+    return ",".join(f"{task}{ways}" for task in _tasks(chosen, str(settings.get("model", ""))).values())
 
 
 def _in_order(grid: Grid, lines: Sequence[Line], outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -214,15 +250,30 @@ def _measured(outcome: Outcome) -> Measured:
 def _no_tasks(chosen: Study, settings: Mapping[str, Any]) -> None:
     for name in ("tasks", "limit"):
         if settings.get(name):
-            raise BadInput(f"{chosen.name} is a study of time: it has no tasks, so leave --{name} out")
+            raise BadInput(f"{chosen.name} is a study of {_subject(chosen)}: it has no tasks, so leave --{name} out")
 
 
-def _profiled(got: Measured, cells: str, device: str, out: str | Path, quiet: bool) -> Measured:
+def _subject(chosen: Study) -> str:
+    """What a study without tasks is of."""
+    return "experts" if chosen.statistics else "time"
+
+
+def _of_experts(chosen: Study, settings: Mapping[str, Any], out: Path, bits: Sequence[float], quiet: bool) -> str:
+    """The study of the experts of one model, in Markdown, its picture beside the runs."""
+    if bits:
+        raise BadInput(f"{chosen.name} has no rows, so leave --bits out")
+    with muted(quiet):
+        found = measure(chosen.statistics, chosen.width, **settings)
+    drawn = picture(found, out / f"{chosen.name}-{found.model}.svg")
+    return "\n\n".join([*_opening(chosen), expert_tables(found), drawn, *_closing(chosen)])
+
+
+def _profiled(got: Measured, cells: str, out: str | Path, ways: Mapping[str, Any]) -> Measured:
     """The row with what its model costs to run, or with the reason why that cannot be said."""
     if got.folder is None:
         return got
     try:
-        return got._replace(profile=profile(record=got.folder, grid=cells, device=device, out=out, quiet=quiet))
+        return got._replace(profile=profile(record=got.folder, grid=cells, out=out, **ways))
     except BadInput as error:
         return got._replace(reason=f"not profiled: {error}")
 
@@ -260,13 +311,19 @@ def report(
         body.append([line.key, f"{line.bits:g}", line.method, *cells, reached, *ours])
     blocks = _opening(chosen)
     if some or settings.get("limit") or settings.get("tasks"):
-        blocks.append("**Partial**: not every row, task or item of the study was asked for.")
+        blocks.append(_partial("row, cell, task or item"))
     blocks.append(pipe_table(heads, body))
     reasons = [(line, reason) for line in lines for reason in _reasons(chosen, measured[line.key, line.bits])]
     blocks += [f"- {line.key} at {line.bits:g}: {reason}" for line, reason in reasons]
-    if chosen.table:
+    if chosen.table and any(column.ordered for column in columns):
         blocks += ["## Does the order hold?", _orders(lines, measured, columns)]
+    elif chosen.orders:
+        blocks += ["## Does the order hold?", _stated(chosen, lines, measured, columns)]
     return "\n\n".join([*blocks, *_closing(chosen)])
+
+
+def _partial(what: str) -> str:
+    return f"**Partial**: not every {what} of the study was asked for."
 
 
 def _opening(chosen: Study) -> list[str]:
@@ -278,8 +335,10 @@ def _opening(chosen: Study) -> list[str]:
 def _closing(chosen: Study) -> list[str]:
     blocks = []
     if chosen.departures:
-        blocks += ["## Where these rows depart from the paper's", "\n".join(f"- {text}" for text in chosen.departures)]
-    if chosen.table and (found := audit(chosen.table).findings):
+        blocks += ["## Where this departs from the paper", "\n".join(f"- {text}" for text in chosen.departures)]
+    others = tuple({figure.model for figure in figures()} - {PUBLISHED_MODEL, ""})
+    found = [c for c in audit(chosen.table).findings if not c.row.startswith(others)] if chosen.table else []
+    if found:
         listed = (f"- {c.row}, {c.what}: {c.stated:g} stated, {c.recomputed:.4g} recomputed ({c.how})" for c in found)
         blocks += ["## Known errors of the published figures", "\n".join(listed)]
     return blocks
@@ -288,11 +347,12 @@ def _closing(chosen: Study) -> list[str]:
 def _columns(chosen: Study, model: str) -> list[Column]:
     """The tasks, their mean, the share that is skipped and the costs, as far as the study has them."""
     tasks = _tasks(chosen, model)
-    columns = [Column(metric, task, (task,)) for metric, task in tasks.items()]
+    alike = not chosen.settings  # what was measured of other questions is no higher or lower than this
+    columns = [Column(metric, task, (task,), ordered=alike) for metric, task in tasks.items()]
     if chosen.mean:
         columns.append(Column(chosen.mean, "mean", tuple(tasks.values())))
     if chosen.skipped:
-        columns.append(Column(chosen.skipped, "pairs skipped %", reads=_skipped))
+        columns.append(Column(chosen.skipped, "pairs skipped %", reads=_skipped, ordered=alike))
     if chosen.cells:
         columns += [
             Column(c.metric, c.head, reads=partial(_cost, c), digits=c.digits, ordered=c.exact) for c in costs()
@@ -393,6 +453,30 @@ def _orders(lines: Sequence[Line], measured: Mapping[tuple[str, float], Measured
             *(["\n".join(against)] if against else []),
         ]
     )
+
+
+def _stated(
+    chosen: Study, lines: Sequence[Line], measured: Mapping[tuple[str, float], Measured], columns: Sequence[Column]
+) -> str:
+    """Every pair of rows that the paper's text puts in an order, budget by budget, by our paired difference."""
+    rows = []
+    for (worse, better), column in itertools.product(chosen.orders, [c for c in columns if c.tasks]):
+        counts: dict[Order, int] = {"holds": 0, "contradicted": 0, "cannot tell": 0}
+        for bits in (line.bits for line in lines if line.key == worse):
+            one, other = measured[worse, bits], measured[better, bits]
+            if _value(column, one) is None or _value(column, other) is None:
+                continue
+            known = _result(one, column.tasks[0])
+            assert known is not None
+            counts[order(-1 if known.higher_is_better else 1, *_paired(column, one, other))] += 1
+        rows.append([f"{better} before {worse}", column.head, *(f"{n}" for n in counts.values())])
+    text = (
+        "The paper prints no figures; its text puts these rows in an order. It holds or is contradicted at a budget\n"
+        f"where the paired difference of the same items lies beyond {CLEAR_ERRORS:g} of its standard errors. Nothing\n"
+        "is corrected for the number of pairs."
+    )
+    heads = ["the text puts", "measured", "holds", "contradicted", "cannot tell"]
+    return "\n\n".join([text, pipe_table(heads, rows)])
 
 
 def order(published: float, measured: float, error: float | None) -> Order:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mcbench.catalogue import select_tasks
 from mcbench.composition import Composition, compose, defaults, method_strings
@@ -31,6 +31,9 @@ from mcbench.progress import muted, track
 from mcbench.record import Record
 from mcbench.registry import suggest
 from mcbench.report import aligned, bit_figure
+
+if TYPE_CHECKING:
+    from mcbench.task import Task
 
 JOURNAL = "sweep.json"
 SCHEMA = 1
@@ -215,7 +218,7 @@ def sweep(
         outcomes: dict[str, Outcome] = {}
         to_do: dict[str, int] = {}  # methods may be the same under two names
         for place, (key, planned) in enumerate(zip(survey.keys, survey.planned, strict=True)):
-            finished = journal.finished(key)
+            finished = journal.finished(key, exam.tasks)
             if finished is not None:
                 outcomes[key] = finished
             elif planned.state == "to do":
@@ -235,7 +238,9 @@ def plan(grid: Grid, *, out: str | Path = "runs", quiet: bool = True) -> Plan:
     cells, bench, survey = place.cells, place.bench, place.survey()
     _require_some_in_reach(survey, cells)
     journal = Journal(Path(out) / JOURNAL)
-    outcomes = tuple(journal.finished(key) or own for key, own in zip(survey.keys, survey.planned, strict=True))
+    outcomes = tuple(
+        journal.finished(key, bench.exam.tasks) or own for key, own in zip(survey.keys, survey.planned, strict=True)
+    )
     to_do = [cell for cell, outcome in zip(cells, outcomes, strict=True) if outcome.state == "to do"]
     seconds = _evaluation_seconds(bench) if to_do else None
     count = bench.moe.weight_count()
@@ -440,15 +445,20 @@ class Journal:
                 raise
             raise BadInput(f"{str(path)!r} is damaged; delete it, the samples of the runs are kept") from None
 
-    def finished(self, key: str) -> Outcome | None:
-        """The outcome of a cell whose record is there and whole; None where it has to be run, again or at all."""
+    def finished(self, key: str, tasks: Sequence[Task]) -> Outcome | None:
+        """The outcome of a cell whose record is there and whole; None where it has to be run, again or at all.
+
+        The record of a model lies in one place, so a later run that asked other tasks has replaced it.
+        """
         outcome = self.cells.get(key)
         if outcome is None or outcome.state != "done":
             return None
         path = self.path.parent / outcome.record
         try:
-            Record.load(path)
+            record = Record.load(path)
         except BadInput:
+            return None
+        if [result.protocol for result in record.results] != [task.protocol for task in tasks]:
             return None
         return dataclasses.replace(outcome, record=str(path))
 

@@ -72,6 +72,7 @@ ORDER = (
     "page",
     "leaderboard",
     "figure",
+    "significance",
     "versus",
     "gate",
     "pipeline",

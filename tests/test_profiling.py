@@ -20,7 +20,7 @@ from mcbench.errors import BadInput
 from mcbench.leaderboard import leaderboard, tabulate_records
 from mcbench.model import load_model
 from mcbench.pipeline import Bench, Exam, run
-from mcbench.profiling import Meter, Stopwatch, _compressed, packed_bytes, profile
+from mcbench.profiling import Meter, Stopwatch, _compressed, _load, packed_bytes, profile, weight_bytes
 from mcbench.record import FILE_NAME, Environment, Record
 from mcbench.speed import (
     PHASES,
@@ -261,6 +261,15 @@ def test_the_meter_sees_memory_that_came_and_went(tiny: Path) -> None:
     assert later is not None and later - meter.weights < 20e6
 
 
+def test_loading_takes_no_less_than_the_weights_where_another_model_was_before() -> None:
+    for _ in range(2):  # the second could lie in memory that the first has left
+        moe, load, how = _load("reference", "auto", "cpu")
+        if not how.startswith("weights"):
+            pytest.skip("the memory of a process cannot be read here (Linux: /proc/self/status)")
+        assert load.held_bytes is not None and load.held_bytes >= 0.9 * weight_bytes(moe)
+        del moe
+
+
 @pytest.mark.parametrize("times", [(1.0, 1.0), (1.0, 1.1), (3.0, 0.5)])
 def test_noise_is_the_same_from_either_side(times: tuple[float, float]) -> None:
     one, other = times
@@ -306,6 +315,18 @@ def test_a_record_gets_its_profile_beside_it(tiny: Path, tmp_path: Path) -> None
     dataclasses.replace(Record.load(path), fingerprint="0" * 64).save(path)
     with pytest.raises(BadInput, match="is another"):
         profile(record=path, grid="1x8+2", repeats=1, out=tmp_path)
+
+
+@pytest.mark.parametrize("policy", ["odp", "naee"])  # one sees attention, the other only what the router says
+def test_the_record_of_a_policy_is_profiled(policy: str, tiny: Path, tmp_path: Path) -> None:
+    method = f"uniform+rtn+{policy}"
+    run(method, expert_bits=2, model=str(tiny), tasks="mini-piqa", limit=2, out=tmp_path, **FEW)
+    (path,) = (p for p in tmp_path.rglob(FILE_NAME) if Record.load(p).asked == method)
+    found = profile(record=path, grid="1x64+2", repeats=1, out=tmp_path)
+    assert found.fingerprint == Record.load(path).fingerprint and (path.parent / PROFILE).is_file()
+    whole = profile("uniform+rtn", expert_bits=2, model=str(tiny), grid="1x64+2", repeats=1, out=tmp_path, **FEW)
+    assert found.active_weight_bytes is not None and whole.active_weight_bytes is not None
+    assert found.active_weight_bytes < whole.active_weight_bytes
 
 
 def test_a_whole_run_and_its_profile_share_a_folder(tiny: Path, tmp_path: Path) -> None:

@@ -88,6 +88,13 @@ def test_every_cell_is_done_or_out_of_reach(swept: tuple[tuple[Outcome, ...], Pa
     assert len({o.record for o in outcomes if o.state == "done"}) == 15
 
 
+def test_a_record_that_other_tasks_replaced_is_made_again(settings: dict[str, Any], tmp_path: Path) -> None:
+    first, other = (grid(settings, methods=("none",), tasks=tasks) for tasks in TASKS.split(","))
+    for asked, name in ((first, "mini-perplexity"), (other, "mini-piqa"), (first, "mini-perplexity")):
+        (outcome, *_) = sweep(asked, out=tmp_path)
+        assert [result.task for result in Record.load(outcome.record).results] == [name]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_cell_gives_what_the_run_alone_gives(
     swept: tuple[tuple[Outcome, ...], Path], settings: dict[str, Any], tmp_path: Path, method: str
