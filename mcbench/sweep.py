@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import tempfile
 import textwrap
 import time
 import tomllib
@@ -26,7 +25,7 @@ from mcbench.catalogue import select_tasks
 from mcbench.composition import Composition, compose, defaults, method_strings
 from mcbench.errors import BadInput, CheckFailed, UnknownName
 from mcbench.files import write_whole
-from mcbench.pipeline import Bench, Clock, Exam, alone_in, source_digest
+from mcbench.pipeline import Bench, Clock, Exam, alone_in, language_model, source_digest
 from mcbench.progress import muted, track
 from mcbench.record import Record
 from mcbench.registry import suggest
@@ -36,7 +35,7 @@ JOURNAL = "sweep.json"
 SCHEMA = 1
 POINTS = 9  # of a range without a number, as the papers have from 1.57 to 2.54
 MOST_CELLS = 100_000
-TRIED_ITEMS = 8  # of each task, for the estimate of a plan
+TRIED_ITEMS = 8  # of each task in all, for the estimate of a plan
 
 State = Literal["to do", "done", "failed", "out of reach"]
 
@@ -231,13 +230,14 @@ def sweep(
 
 def plan(grid: Grid, *, out: str | Path = "runs", quiet: bool = True) -> Plan:
     """What `sweep` would do, without doing it: the model is loaded and asked a few items, nothing is written."""
-    place = Workplace(grid, _exam(grid, out, False))
-    cells, bench, survey = place.cells, place.bench, place.survey()
-    _require_some_in_reach(survey, cells)
-    journal = Journal(Path(out) / JOURNAL)
-    outcomes = tuple(journal.finished(key) or own for key, own in zip(survey.keys, survey.planned, strict=True))
-    to_do = [cell for cell, outcome in zip(cells, outcomes, strict=True) if outcome.state == "to do"]
-    seconds = _evaluation_seconds(bench) if to_do else None
+    with muted(quiet):
+        place = Workplace(grid, _exam(grid, out, False))
+        cells, bench, survey = place.cells, place.bench, place.survey()
+        _require_some_in_reach(survey, cells)
+        journal = Journal(Path(out) / JOURNAL)
+        outcomes = tuple(journal.finished(key) or own for key, own in zip(survey.keys, survey.planned, strict=True))
+        to_do = [cell for cell, outcome in zip(cells, outcomes, strict=True) if outcome.state == "to do"]
+        seconds = _evaluation_seconds(bench) if to_do else None
     count = bench.moe.weight_count()
     compressing = [cell for cell in to_do if cell.composition.compresses]
     alone = [cell for cell in compressing if cell.composition.layerwise]
@@ -443,14 +443,20 @@ class Journal:
 
 
 def _evaluation_seconds(bench: Bench) -> float:
-    """How long one model takes for all tasks, from a few items of each."""
+    """How long one model takes for all tasks, from a few items of each; rather too long than too short.
+
+    Few items fill no batch and share little of what comes before them.
+    """
+    exam = bench.exam
+    lm = language_model(bench.moe, bench.digest)
+    exam.require_room(lm.window)
     total = 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        for task in bench.exam.tasks:
-            few = min(TRIED_ITEMS, bench.exam.limit or TRIED_ITEMS)
-            tried = dataclasses.replace(bench.exam, tasks=(task,), out=Path(folder), limit=few)
-            ((_, scores),) = tried.take(bench.moe, bench.digest, "tried").scores
-            total += scores.seconds * len(task.items_within(bench.exam.limit)) / len(task.items_within(few))
+    for task in track(exam.tasks, len(exam.tasks), "trying a few items"):
+        allowed = exam.allow_code_execution
+        task.evaluate(lm, limit=exam.limit, few=1, allow_code_execution=allowed)  # what is made once is not timed
+        scores = task.evaluate(lm, limit=exam.limit, few=TRIED_ITEMS, allow_code_execution=allowed)
+        if not scores.skipped:
+            total += scores.seconds * task.samples_expected(lm, exam.limit) / len(scores.samples)
     return total
 
 
