@@ -151,7 +151,7 @@ def silent() -> LanguageModel:
     model = tiny_transformer("mixtral", 0, max_position_embeddings=8192, sliding_window=None)
     with torch.no_grad():
         model.get_input_embeddings().weight[:, 0] = 1e4
-        head = model.get_output_embeddings().weight
+        head: Any = model.get_output_embeddings().weight
         head.normal_(std=0.01)
         head[:, 0] = 0
         head[2, 0] = 10
