@@ -148,10 +148,10 @@ def test_without_bos_and_eos_a_text_without_context_is_refused() -> None:
 @cache
 def silent() -> LanguageModel:
     """Says the end-of-text token at once, whatever it is asked."""
-    model = tiny_transformer("mixtral", 0, max_position_embeddings=8192, sliding_window=None)
+    model: Any = tiny_transformer("mixtral", 0, max_position_embeddings=8192, sliding_window=None)
     with torch.no_grad():
         model.get_input_embeddings().weight[:, 0] = 1e4
-        head: Any = model.get_output_embeddings().weight
+        head = model.get_output_embeddings().weight
         head.normal_(std=0.01)
         head[:, 0] = 0
         head[2, 0] = 10
