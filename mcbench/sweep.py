@@ -124,6 +124,7 @@ class Plan:
     """What a sweep would do: the state of every cell, and estimates for those to do.
 
     evaluation_seconds: of one cell, from a few items of every task on this machine; None where there is nothing to do.
+    evaluations: how often the tasks are asked in all, the uncompressed model and weights without their policy included.
     store_bytes: what the quantised experts will take on disk, scales not counted.
     layerwise: how many of the cells to do quantise for themselves, layer by layer.
     """
@@ -132,6 +133,7 @@ class Plan:
     evaluation_seconds: float | None
     store_bytes: int
     layerwise: int = 0
+    evaluations: int = 0
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,8 @@ def plan(grid: Grid, *, out: str | Path = "runs", quiet: bool = True) -> Plan:
     budgets = [bench.budget(c.composition, c.bits, c.expert_bits, grid.widths) for c in alone]
     widths = len(stores) * sum(grid.widths) + math.fsum(budget.expert_bits for budget in budgets if budget is not None)
     size = round(widths * count.routed) // 8 + (len(stores) + len(alone)) * count.attention // 2
-    return Plan(outcomes, seconds, size, len(alone))
+    asked = sum(cell.composition.compresses + (cell.composition.policy is not None) for cell in to_do)
+    return Plan(outcomes, seconds, size, len(alone), asked + bool(to_do))
 
 
 def read_grid(path: str | Path, **changes: Any) -> Grid:
@@ -326,8 +329,7 @@ def report(outcomes: Sequence[Outcome], planned: Plan | None = None) -> str:
         ", ".join(f"{n} {s}" for s, n in counts.items()),
     ]
     if planned is not None and planned.evaluation_seconds is not None:
-        cells = counts.get("to do", 0)
-        each, all_of_them = planned.evaluation_seconds, planned.evaluation_seconds * (cells + 1)
+        each, all_of_them = planned.evaluation_seconds, planned.evaluation_seconds * planned.evaluations
         lines.append(f"evaluation: about {each:.0f} s a model, {all_of_them / 60:.0f} min in all; calibration besides")
         lines.append(f"codes of the experts: {planned.store_bytes / 1e6:.1f} MB and their scales")
         if planned.layerwise:

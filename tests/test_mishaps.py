@@ -501,8 +501,10 @@ def test_a_plan_tries_a_handful_of_items_in_all_and_counts_them_up(
     names = f"{tmp_path / 'groups.py'},mini-piqa,mini-gsm8k,mini-perplexity(window=64, style=disjoint)"
     with monkeypatch.context() as patch:
         patch.setattr(Task, "evaluate", timed)
-        settings = {"methods": "none", "model": str(model), "tasks": names, "limit": limit}
-        seconds = plan(make_grid(settings), out=tmp_path / "plan").evaluation_seconds
+        settings = {"methods": "none,pmq,pmq+topk(k=1),none+topk(k=1)", "expert_bits": "2", "model": str(model)}
+        planned = plan(make_grid({**settings, "tasks": names, "limit": limit}), out=tmp_path / "plan")
+    seconds = planned.evaluation_seconds
+    assert planned.evaluations == 1 + 1 + 2 + 1
     assert max(tried) <= TRIED_ITEMS
     assert len(tried) == 2 * 4
     if limit:
