@@ -156,8 +156,9 @@ def _data(options: argparse.Namespace) -> int:
     from mcbench.catalogue import served
     from mcbench.report import data_table
 
-    print(data_table(served(Path(options.folder))))
-    return DONE
+    found = served(Path(options.folder))
+    print(data_table(found))
+    return FAILED if any(split.refused for _, looks in found for split in looks) else DONE
 
 
 def _score(options: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ import gzip
 import hashlib
 import importlib.util
 import io
+import itertools
 import json
 import lzma
 import os
@@ -100,10 +101,10 @@ _folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("folder", 
 def data_folder(folder: str | Path | None) -> Iterator[None]:
     """Inside the block, sets are looked for in this folder first; None leaves it to MCBENCH_DATA.
 
-    Raises BadInput where there is no such folder.
+    Raises BadInput where there is no such folder, or none that may be read.
     """
-    if folder is not None and not Path(folder).is_dir():
-        raise BadInput(f"there is no data folder at {str(folder)!r}; check the path")
+    if folder is not None:
+        _require_folder(Path(folder))
     token = _folder.set(Path(folder) if folder is not None else None)
     try:
         yield
@@ -114,9 +115,24 @@ def data_folder(folder: str | Path | None) -> Iterator[None]:
 def current_folder() -> Path | None:
     """The folder in which sets are looked for: that of `data_folder`, else that of MCBENCH_DATA, else none."""
     named = _folder.get() or (Path(os.environ[FOLDER_VARIABLE]) if os.environ.get(FOLDER_VARIABLE) else None)
-    if named is not None and not named.is_dir():
-        raise BadInput(f"there is no data folder at {str(named)!r}; check {FOLDER_VARIABLE}")
+    if named is not None:
+        _require_folder(named, FOLDER_VARIABLE)
     return named
+
+
+def _require_folder(folder: Path, named_by: str = "the path") -> None:
+    """Raises BadInput where there is no such folder, or it may not be read."""
+    if os.path.isfile(folder):  # noqa: PTH113 - the method raises where a folder above may not be entered
+        raise BadInput(f"{str(folder)!r} is a file; name the folder that holds the data sets")
+    if not os.path.isdir(folder):  # noqa: PTH112
+        raise BadInput(f"there is no data folder at {str(folder)!r}; check {named_by}")
+    _require_readable(folder)
+
+
+def _require_readable(folder: Path) -> None:
+    """Raises BadInput for a folder whose files cannot be listed and opened: to pathlib it is an empty one."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise BadInput(f"the data folder {str(folder)!r} may not be read by this user; change its permissions")
 
 
 def load(name: str, split: str, folder: Path | None = None) -> Rows:
@@ -151,27 +167,30 @@ def expected(name: str, split: str) -> str:
 
 
 class Found(NamedTuple):
-    """What a folder has of one split: `rows` is None where that is nothing usable, which `problem` explains."""
+    """What a folder has of one split: `rows` is None where that is nothing usable, which `problem` explains.
+
+    `refused` tells files that are there and cannot be used from such as are absent.
+    """
 
     split: str
     rows: int | None
     official: int | None
     source: str
     problem: str
+    refused: bool = False
 
 
 def look(name: str, split: str, folder: Path) -> Found:
     """What a folder alone has of a split; UnknownName as `load`, BadInput where there is no such folder."""
     data = _known(name, split)
-    if not folder.is_dir():
-        raise BadInput(f"there is no data folder at {str(folder)!r}; check the path")
+    _require_folder(folder)
     official = data.official[split]
     try:
         rows = _in_folder(name, data, split, folder)
         if rows is None and data.package:
             rows = _of_package(name, data, split)
     except BadInput as error:
-        return Found(split, None, official, "", str(error))
+        return Found(split, None, official, "", str(error), refused=True)
     if rows is None:
         return Found(split, None, official, "", f"needs {expected(name, split)}")
     return Found(split, len(rows.rows), official, rows.source, "")
@@ -190,7 +209,30 @@ def _in_folder(name: str, data: DataSet, split: str, folder: Path) -> Rows | Non
         paths = _matching(folder, form.files)
         if paths:
             return _rows(name, data, split, form, paths, folder)
+        _refuse_hidden(folder, form.files)
     return None
+
+
+def _refuse_hidden(folder: Path, patterns: Sequence[str]) -> None:
+    """Raises BadInput where a file that was not found may be there: in a folder that may not be read, behind a link."""
+    for pattern in patterns:
+        *above, last = Path(pattern).parts
+        places = list(itertools.accumulate(above, lambda place, part: place / part, initial=folder))
+        if any("*" in part for part in above):
+            places, last = places[:1], ""
+        for place in places:
+            _refuse_dead_link(place)
+            if os.path.isdir(place):  # noqa: PTH112
+                _require_readable(place)
+        for suffix in _SUFFIXES if last else ():
+            named = places[-1].glob(last + suffix) if "*" in last else [places[-1] / (last + suffix)]
+            for path in named:
+                _refuse_dead_link(path)
+
+
+def _refuse_dead_link(path: Path) -> None:
+    if path.is_symlink() and not os.path.exists(path):  # noqa: PTH110
+        raise BadInput(f"{str(path)!r} is a link to {str(path.readlink())!r}, which is not there; mend or remove it")
 
 
 def _in_cache(data: DataSet, split: str) -> Rows | None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PADDING = 256  # tokens of padding in a batch: about what another forward costs on top of its tokens
+TEXTS_AT_A_TIME = 1024  # for the tokenizer, so that its progress shows
 CACHE_SHARE = 8  # a cached token counts as this fraction of one that is computed when a batch is filled
 
 WindowStyle = Literal["rolling", "disjoint"]
@@ -420,9 +421,15 @@ class LanguageModel:
         if not texts:
             return []
         bos = self.tokenizer.bos_token
-        ids = self.tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False, verbose=False)
+        rows: list[list[int]] = []
+        with inner("tokens", len(texts)) as step:
+            for start in range(0, len(texts), TEXTS_AT_A_TIME):
+                part = list(texts[start : start + TEXTS_AT_A_TIME])
+                ids = self.tokenizer(part, add_special_tokens=special, return_attention_mask=False, verbose=False)
+                rows += [list(row) for row in ids["input_ids"]]
+                for _ in part:
+                    step()
         plain = [i for i, text in enumerate(texts) if special and bos and text.startswith(bos)]
-        rows = [list(row) for row in ids["input_ids"]]
         for i in plain:
             rows[i] = list(self.tokenizer.encode(texts[i], add_special_tokens=False))
         return rows
@@ -505,7 +512,8 @@ class LanguageModel:
     def _score(self, requests: Sequence[_Request], done: frozenset[int]) -> Iterator[dict[int, LogLikelihood]]:
         """Log-likelihoods of all requests but those of finished batches."""
         # the last token of a continuation is predicted, never read
-        nodes = plan([(*r.context, *r.continuation[:-1]) for r in requests], self.sharing)
+        with inner("shared beginnings"):
+            nodes = plan([(*r.context, *r.continuation[:-1]) for r in requests], self.sharing)
         yield from self._descend(nodes, None, _Sums(requests), done)
 
     def _descend(

@@ -20,7 +20,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from mcbench.datasets import current_folder
 from mcbench.errors import BadInput
 from mcbench.items import RowItem
-from mcbench.task import Estimate, Row, Task, items_of, perplexity, score_choices
+from mcbench.progress import inner
+from mcbench.task import (
+    Estimate,
+    Row,
+    Task,
+    items_of,
+    perplexity,
+    require_prompt_room,
+    require_window,
+    require_window_room,
+    score_choices,
+)
 
 if TYPE_CHECKING:
     from mcbench.datasets import Rows
@@ -62,6 +73,11 @@ class HarnessTask(Task):
     group_column: ClassVar[str] = ""
     also: ClassVar[tuple[str, ...]] = ()
 
+    def __post_init__(self) -> None:
+        if self.example_count() < 0:
+            raise BadInput(f"{self.name} shows 0 examples or more before a question, not {self.example_count()}")
+        require_window(self, getattr(self, "window", 0))
+
     def rows(self, split: str) -> Rows:
         """The rows of a split in the columns of the definition, with their source and its digest.
 
@@ -97,6 +113,13 @@ class HarnessTask(Task):
     def chance(self) -> float | None:
         """Guessing evenly among the choices of each row; None for a perplexity, 0 for a text."""
         return _chance(self, current_folder())
+
+    def require_room(self, window: int) -> None:
+        """A written answer must leave room for a prompt, windows fit into the model's; BadInput where they do not."""
+        groups = tuple(self._groups()) if self.group_column else ("",)
+        written = _new_tokens(self.definition, groups, json.dumps(self.changes()))
+        require_prompt_room(self, written, window)
+        require_window_room(self, getattr(self, "window", 0), window)
 
     # -- lm-eval
 
@@ -135,12 +158,16 @@ class HarnessTask(Task):
 
     def _ask(self, items: Sequence[RowItem]) -> list[Asked]:
         """Every item with its requests."""
-        from mcbench.harness_model import requests_of
+        with inner("starting lm-eval"):
+            from mcbench.harness_model import requests_of
 
         asked = []
-        for part in self._parts(items):
-            task = self._task(part)
-            asked += [Asked(task, item, requests) for item, requests in zip(part.rows, requests_of(task), strict=True)]
+        with inner("requests", len(items)) as step:
+            for part in self._parts(items):
+                task = self._task(part)
+                for item, requests in zip(part.rows, requests_of(task), strict=True):
+                    asked.append(Asked(task, item, requests))
+                    step()
         return asked
 
     def _setting(self) -> Mapping[str, Any]:
@@ -291,6 +318,16 @@ def _definition_digest(path: str, groups: tuple[str, ...], changes: str) -> str:
     configs = [definition(path.format(group=group)) for group in groups]
     text = json.dumps([configs, changes], sort_keys=True, default=inspect.getsource)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=32)
+def _new_tokens(path: str, groups: tuple[str, ...], changes: str) -> tuple[int, ...]:
+    """The longest answer by each definition that asks for a written one."""
+    from mcbench.harness_model import definition, new_tokens
+
+    configs = [definition(path.format(group=group)) | json.loads(changes) for group in groups]
+    written = [c.get("generation_kwargs") or {} for c in configs if c.get("output_type") == "generate_until"]
+    return tuple(new_tokens(settings) for settings in written)
 
 
 @functools.lru_cache(maxsize=32)

@@ -92,6 +92,13 @@ def generation(arguments: tuple[str, Mapping[str, Any]], lm: LanguageModel) -> t
     return prompt, Sampling(temperature, top_p) if sampled else None
 
 
+def new_tokens(settings: Mapping[str, Any]) -> int:
+    """How many tokens an answer may have by the generation settings of a definition."""
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    return int(dict(normalize_gen_kwargs(dict(settings), DEFAULT_NEW_TOKENS))["max_gen_toks"])
+
+
 class InMemoryTask(ConfigurableTask):  # type: ignore[misc]
     """A task by its definition, whose data are given as rows instead of being downloaded."""
 
@@ -127,14 +134,12 @@ def in_memory_task(
     return task
 
 
-def requests_of(task: InMemoryTask) -> list[list[Instance]]:
-    """The requests of every document of the task, as `build_all_requests` makes them."""
-    found = []
+def requests_of(task: InMemoryTask) -> Iterator[list[Instance]]:
+    """The requests of every document of the task, as `build_all_requests` makes them, one document at a time."""
     for at, doc in enumerate(task.task_docs):
         context = task.fewshot_context(doc, task.config.num_fewshot or 0, gen_prefix=task.doc_to_prefix(doc))
         made = task.construct_requests(doc, context, metadata=(task.config.task, at, 1))
-        found.append(made if isinstance(made, list) else [made])
-    return found
+        yield made if isinstance(made, list) else [made]
 
 
 def metrics_of(task: InMemoryTask, requests: Sequence[Instance], answers: Sequence[Any]) -> dict[str, Any]:

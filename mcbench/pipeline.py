@@ -23,7 +23,7 @@ from mcbench.datasets import data_folder
 from mcbench.errors import BadInput
 from mcbench.files import require_writable, write_whole
 from mcbench.method import decisions
-from mcbench.progress import muted, stage, track
+from mcbench.progress import inner, muted, stage, track
 from mcbench.record import FILE_NAME, Record, Result
 
 if TYPE_CHECKING:
@@ -132,9 +132,10 @@ class Bench:
     @classmethod
     def load(cls, model: str, dtype: str, device: str, exam: Exam) -> Bench:
         """The bench with the model of that name, folder or hub id on it; BadInput where it cannot be loaded."""
-        from mcbench.model import load_model
-
-        return cls(load_model(model, dtype=dtype, device=device), exam)
+        with stage("starting torch and transformers"):
+            from mcbench.model import load_model
+        with stage(f"reading {model}"):
+            return cls(load_model(model, dtype=dtype, device=device), exam)
 
     def budget(
         self, composition: Composition, bits: float | None, expert_bits: float | None, widths: tuple[int, ...]
@@ -349,11 +350,23 @@ class Exam:
         absent = []
         for task in track(self.tasks, len(self.tasks), "data"):
             try:
-                assert task.data_digest
+                with stage(task.name):
+                    assert task.data_digest
             except BadInput as error:
                 absent.append(str(error))
         if absent:
             raise BadInput("\n".join(dict.fromkeys(absent)))
+
+    def require_room(self, window: int) -> None:
+        """Finds what a model with so many tokens of context cannot be asked; one BadInput names all of it."""
+        misfits = []
+        for task in self.tasks:
+            try:
+                task.require_room(window)
+            except BadInput as error:
+                misfits.append(str(error))
+        if misfits:
+            raise BadInput("\n".join(misfits))
 
     def place(self, moe: MoEModel, title: str, fingerprint: str) -> Path:
         """The folder of the samples and the record of a model."""
@@ -367,6 +380,7 @@ class Exam:
             if policy is not None:
                 counter = _Counter(stack.enter_context(policy.applied(moe, identity)))
             lm = language_model(moe, identity, policy)
+            self.require_room(lm.window)
             identity = lm.identity
             folder = self.place(moe, title, lm.fingerprint)
             scores = []
@@ -402,13 +416,15 @@ def language_model(
     moe: MoEModel, identity: str, policy: RoutingPolicy | None = None, *, check: bool = True
 ) -> LanguageModel:
     """The model of that identity as the tasks see it, its fingerprint that of its record."""
-    from mcbench.evaluation import LanguageModel
+    with inner("starting the evaluation"):
+        from mcbench.evaluation import LanguageModel
 
     ways: dict[str, bool] = {}
     if policy is not None:
         identity = hashlib.sha256(f"{identity} {policy.key}".encode()).hexdigest()
         ways = {"prefix_sharing": policy.method.prefix_cacheable, "causal": policy.method.causal}
-    return LanguageModel(moe.model, moe.tokenizer, identity=identity, check=check, **ways)
+    with inner("self-test"):
+        return LanguageModel(moe.model, moe.tokenizer, identity=identity, check=check, **ways)
 
 
 class _Counter:

@@ -39,10 +39,11 @@ def track(steps: Iterable[T], total: int | None = None, label: str = "") -> Iter
 
 
 @contextlib.contextmanager
-def inner(label: str, total: int) -> Iterator[Callable[[], object]]:
+def inner(label: str, total: int | None = None) -> Iterator[Callable[[], object]]:
     """A bar inside that of a step which is going on, moved on by calling what it gives; nothing by itself.
 
-    For engine code that is also called alone, where it must not write to stderr.
+    Without a `total` it says what is going on and for how long. For engine code that is also called alone, where it
+    must not write to stderr.
     """
     if _Shown.muted or not _Shown.depth:
         yield lambda: None

@@ -86,7 +86,9 @@ def looks_like_path(name: str) -> bool:
 def suggest(name: str, known: Iterable[str]) -> str:
     """The second half of an error about a misspelt name: the nearest one, then all that are known."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
+    if not known:
+        return "it has none"
+    near = difflib.get_close_matches(name, known, n=1) or [each for each in known if each.lower() == name.lower()]
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}(known: {', '.join(known)})"
 

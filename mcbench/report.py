@@ -47,7 +47,9 @@ def data_table(served: Sequence[tuple[str, Sequence[Found]]]) -> str:
     ]
     able = sum(all(found.rows is not None for found in looks) for _, looks in served)
     table = aligned(["task", "split", "rows", "official", "found, or what is needed"], rows, left=2, last_left=True)
-    return f"{table}\n\n{able} of {len(served)} tasks can run from this folder"
+    refused = {found.problem for _, looks in served for found in looks if found.refused}
+    broken = f"; {len(refused)} set{'s' * (len(refused) > 1)} with files that cannot be used" if refused else ""
+    return f"{table}\n\n{able} of {len(served)} tasks can run from this folder{broken}"
 
 
 def score_line(scores: Scores) -> str:

@@ -98,13 +98,17 @@ def run_programs(
 @functools.lru_cache(maxsize=1)
 def isolation() -> Isolation:
     """The strongest confinement this machine offers, found by trying each on a hostile program."""
+    from mcbench.progress import inner
+
     found = []
-    for mechanism in MECHANISMS:
-        leaks = probe(mechanism)
-        if leaks == ():
-            return Isolation(MECHANISMS[mechanism], True, "", mechanism)
-        if leaks is not None:
-            found.append((len(leaks), leaks, mechanism))
+    with inner("trying the sandbox", len(MECHANISMS)) as step:
+        for mechanism in MECHANISMS:
+            leaks = probe(mechanism)
+            if leaks == ():
+                return Isolation(MECHANISMS[mechanism], True, "", mechanism)
+            if leaks is not None:
+                found.append((len(leaks), leaks, mechanism))
+            step()
     _, leaks, mechanism = min(found, key=lambda one: one[0])
     return Isolation(MECHANISMS[mechanism], False, "not prevented: " + ", ".join(leaks), mechanism)
 

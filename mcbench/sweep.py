@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import tempfile
 import textwrap
 import time
 import tomllib
@@ -26,7 +25,7 @@ from mcbench.catalogue import select_tasks
 from mcbench.composition import Composition, compose, defaults, method_strings
 from mcbench.errors import BadInput, CheckFailed, UnknownName
 from mcbench.files import write_whole
-from mcbench.pipeline import Bench, Clock, Exam, alone_in, source_digest
+from mcbench.pipeline import Bench, Clock, Exam, alone_in, language_model, source_digest
 from mcbench.progress import muted, track
 from mcbench.record import Record
 from mcbench.registry import suggest
@@ -39,7 +38,7 @@ JOURNAL = "sweep.json"
 SCHEMA = 1
 POINTS = 9  # of a range without a number, as the papers have from 1.57 to 2.54
 MOST_CELLS = 100_000
-TRIED_ITEMS = 8  # of each task, for the estimate of a plan
+TRIED_ITEMS = 8  # of each task in all, for the estimate of a plan
 
 State = Literal["to do", "done", "failed", "out of reach"]
 
@@ -128,6 +127,7 @@ class Plan:
     """What a sweep would do: the state of every cell, and estimates for those to do.
 
     evaluation_seconds: of one cell, from a few items of every task on this machine; None where there is nothing to do.
+    evaluations: how often the tasks are asked in all, the uncompressed model and weights without their policy included.
     store_bytes: what the quantised experts will take on disk, scales not counted.
     layerwise: how many of the cells to do quantise for themselves, layer by layer.
     """
@@ -136,6 +136,7 @@ class Plan:
     evaluation_seconds: float | None
     store_bytes: int
     layerwise: int = 0
+    evaluations: int = 0
 
 
 @dataclass(frozen=True)
@@ -234,15 +235,17 @@ def sweep(
 
 def plan(grid: Grid, *, out: str | Path = "runs", quiet: bool = True) -> Plan:
     """What `sweep` would do, without doing it: the model is loaded and asked a few items, nothing is written."""
-    place = Workplace(grid, _exam(grid, out, False))
-    cells, bench, survey = place.cells, place.bench, place.survey()
-    _require_some_in_reach(survey, cells)
-    journal = Journal(Path(out) / JOURNAL)
-    outcomes = tuple(
-        journal.finished(key, bench.exam.tasks) or own for key, own in zip(survey.keys, survey.planned, strict=True)
-    )
-    to_do = [cell for cell, outcome in zip(cells, outcomes, strict=True) if outcome.state == "to do"]
-    seconds = _evaluation_seconds(bench) if to_do else None
+    with muted(quiet):
+        place = Workplace(grid, _exam(grid, out, False))
+        cells, bench, survey = place.cells, place.bench, place.survey()
+        _require_some_in_reach(survey, cells)
+        journal = Journal(Path(out) / JOURNAL)
+        tasks = bench.exam.tasks
+        outcomes = tuple(
+            journal.finished(key, tasks) or own for key, own in zip(survey.keys, survey.planned, strict=True)
+        )
+        to_do = [cell for cell, outcome in zip(cells, outcomes, strict=True) if outcome.state == "to do"]
+        seconds = _evaluation_seconds(bench) if to_do else None
     count = bench.moe.weight_count()
     compressing = [cell for cell in to_do if cell.composition.compresses]
     alone = [cell for cell in compressing if cell.composition.layerwise]
@@ -250,7 +253,8 @@ def plan(grid: Grid, *, out: str | Path = "runs", quiet: bool = True) -> Plan:
     budgets = [bench.budget(c.composition, c.bits, c.expert_bits, grid.widths) for c in alone]
     widths = len(stores) * sum(grid.widths) + math.fsum(budget.expert_bits for budget in budgets if budget is not None)
     size = round(widths * count.routed) // 8 + (len(stores) + len(alone)) * count.attention // 2
-    return Plan(outcomes, seconds, size, len(alone))
+    asked = sum(cell.composition.compresses + (cell.composition.policy is not None) for cell in to_do)
+    return Plan(outcomes, seconds, size, len(alone), asked + bool(to_do))
 
 
 def read_grid(path: str | Path, **changes: Any) -> Grid:
@@ -331,8 +335,7 @@ def report(outcomes: Sequence[Outcome], planned: Plan | None = None) -> str:
         ", ".join(f"{n} {s}" for s, n in counts.items()),
     ]
     if planned is not None and planned.evaluation_seconds is not None:
-        cells = counts.get("to do", 0)
-        each, all_of_them = planned.evaluation_seconds, planned.evaluation_seconds * (cells + 1)
+        each, all_of_them = planned.evaluation_seconds, planned.evaluation_seconds * planned.evaluations
         lines.append(f"evaluation: about {each:.0f} s a model, {all_of_them / 60:.0f} min in all; calibration besides")
         lines.append(f"codes of the experts: {planned.store_bytes / 1e6:.1f} MB and their scales")
         if planned.layerwise:
@@ -474,14 +477,20 @@ class Journal:
 
 
 def _evaluation_seconds(bench: Bench) -> float:
-    """How long one model takes for all tasks, from a few items of each."""
+    """How long one model takes for all tasks, from a few items of each; rather too long than too short.
+
+    Few items fill no batch and share little of what comes before them.
+    """
+    exam = bench.exam
+    lm = language_model(bench.moe, bench.digest)
+    exam.require_room(lm.window)
     total = 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        for task in bench.exam.tasks:
-            few = min(TRIED_ITEMS, bench.exam.limit or TRIED_ITEMS)
-            tried = dataclasses.replace(bench.exam, tasks=(task,), out=Path(folder), limit=few)
-            ((_, scores),) = tried.take(bench.moe, bench.digest, "tried").scores
-            total += scores.seconds * len(task.items_within(bench.exam.limit)) / len(task.items_within(few))
+    for task in track(exam.tasks, len(exam.tasks), "trying a few items"):
+        allowed = exam.allow_code_execution
+        task.evaluate(lm, limit=exam.limit, few=1, allow_code_execution=allowed)  # what is made once is not timed
+        scores = task.evaluate(lm, limit=exam.limit, few=TRIED_ITEMS, allow_code_execution=allowed)
+        if not scores.skipped:
+            total += scores.seconds * task.samples_expected(lm, exam.limit) / len(scores.samples)
     return total
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -15,12 +16,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from mcbench.datasets import current_folder, load
 from mcbench.errors import BadInput
 from mcbench.items import ChoiceItem, CodeItem, GenerationItem, Item, TextItem
-from mcbench.progress import track
+from mcbench.progress import inner, track
 
 if TYPE_CHECKING:
     from mcbench.evaluation import LanguageModel, LogLikelihood
@@ -31,6 +32,7 @@ BOOTSTRAP_REPEATS = 2000
 COMPLETIONS = ".completions.jsonl"
 PROGRAMS_AT_A_TIME = 32  # problems, between two writes of the sample file
 
+T = TypeVar("T")
 Row = dict[str, Any]  # one sample, as it stands in the sample file
 
 
@@ -128,6 +130,7 @@ class Task:
         lm: LanguageModel,
         *,
         limit: int | None = None,
+        few: int | None = None,
         sink: Path | None = None,
         allow_code_execution: bool = False,
         execute: bool = True,
@@ -135,7 +138,8 @@ class Task:
         """Asks the items and scores the answers.
 
         `limit` leaves the first so many items: of each subject or set, where the task is a group of tasks to lm-eval;
-        windows of text, where whole windows are cut.
+        windows of text, where whole windows are cut. `few` leaves at most so many of those in all, from all over, for
+        a first look at how long the task takes; it takes no `sink`.
         Without `execute`, programs are generated into a file beside `sink` and not run (see `mcbench.scoring`).
         With `sink` every sample is appended to that JSON-lines file as it is produced; if the file is there already,
         the run goes on from it and ends as an uninterrupted one would. Raises BadInput where the file belongs to
@@ -145,6 +149,9 @@ class Task:
         if limit is not None and limit < 1:
             raise BadInput(f"the limit must be at least 1 item, not {limit}")
         items, partial = self._first(items_of(self), limit)
+        if few is not None:
+            assert sink is None, "what is asked for a look is not kept"
+            items = self._some(items, few)
         skipped = self._unable(allow_code_execution) if execute else self._prepare(lm, items, limit, sink)
         if skipped:
             return self._scores([], started, partial, skipped)
@@ -157,9 +164,17 @@ class Task:
             self._answer(lm, items, frozenset(rows).union(written)),
         )
         new = (row for batch in answers for row in _keep_new(batch, rows, file))
-        for at, row in track(new, self._samples_expected(lm, items) - len(rows), self.name):
-            rows[at] = row
-        return self._scores([rows[at] for at in sorted(rows)], started, partial)
+        with _naming(self.name):
+            for at, row in track(new, self._samples_expected(lm, items) - len(rows), self.name):
+                rows[at] = row
+        with inner(f"{self.name}: scores"):
+            return self._scores([rows[at] for at in sorted(rows)], started, partial)
+
+    def require_room(self, window: int) -> None:
+        """Raises BadInput where no item can be asked of a model with a window of so many tokens.
+
+        A context that is too long alone is no reason: it loses its beginning, which every sample counts.
+        """
 
     def _first(self, items: Sequence[Item], limit: int | None) -> tuple[Sequence[Any], bool]:
         """What is asked under `limit`, and whether that is less than all."""
@@ -170,6 +185,14 @@ class Task:
         """The items that `limit` leaves, all where it is None."""
         items = items_of(self)
         return first_of_each(items, limit) if limit and self._group_of_tasks() else items[:limit]
+
+    def _some(self, items: Sequence[Any], few: int) -> Sequence[Any]:
+        """At most so many of what is asked, from all over it."""
+        return spread(items, few)
+
+    def samples_expected(self, lm: LanguageModel, limit: int | None) -> int:
+        """How many samples the task gives under a limit."""
+        return self._samples_expected(lm, self._first(items_of(self), limit)[0])
 
     def _group_of_tasks(self) -> bool:
         """Whether lm-eval has a task for each group of items, so that a limit is one for each."""
@@ -306,6 +329,10 @@ class GenerationTask(Task):
         """The answer in a completion; by default all of it without the spaces around it."""
         return text.strip()
 
+    def require_room(self, window: int) -> None:
+        """The longest answer must leave room for a prompt; BadInput where it does not."""
+        require_prompt_room(self, [i.max_new_tokens for i in items_of(self) if isinstance(i, GenerationItem)], window)
+
     def _answer(
         self, lm: LanguageModel, items: Sequence[GenerationItem], done: Collection[int]
     ) -> Iterator[dict[int, Row]]:
@@ -351,6 +378,14 @@ class CodeTask(Task):
     def __post_init__(self) -> None:
         if not 1 <= self.k <= self.samples:
             raise BadInput(f"pass@{self.k} needs at least as many samples; there are {self.samples}")
+        if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.sampling_seed < 0:
+            raise BadInput(
+                f"samples are drawn with temperature > 0, 0 < top_p <= 1 and a seed that is not negative, not "
+                f"temperature={self.temperature}, top_p={self.top_p}, sampling_seed={self.sampling_seed}; "
+                "samples=1 is greedy"
+            )
+        if self.cpu_seconds < 1:
+            raise BadInput(f"a program needs at least 1 second of processor time, not {self.cpu_seconds}")
 
     def items(self) -> Sequence[CodeItem]:
         """The problems."""
@@ -359,6 +394,10 @@ class CodeTask(Task):
     def chance(self) -> float | None:
         """Guessing a program never succeeds."""
         return 0.0
+
+    def require_room(self, window: int) -> None:
+        """The longest program must leave room for a prompt; BadInput where it does not."""
+        require_prompt_room(self, [i.max_new_tokens for i in items_of(self) if isinstance(i, CodeItem)], window)
 
     def _unable(self, allow_code_execution: bool) -> str:
         from mcbench.sandbox import isolation
@@ -465,7 +504,7 @@ class CodeTask(Task):
 
 @dataclass(frozen=True)
 class PerplexityTask(Task):
-    """Token perplexity: exp(nats per token), with words and bytes as other units of the same loss.
+    """Token perplexity: exp(nats per token); where texts are scored whole, words and bytes are other units of the loss.
 
     `window`: tokens predicted at a time, 0 for the model's whole window. `style`: "rolling" scores every token of
     every text; "disjoint" joins all texts first with `separator`, cuts whole windows and drops the rest (GPTQ's way).
@@ -480,9 +519,16 @@ class PerplexityTask(Task):
     style: Literal["rolling", "disjoint"] = "rolling"
     separator: str = "\n\n"
 
+    def __post_init__(self) -> None:
+        require_window(self, self.window)
+
     def items(self) -> Sequence[TextItem]:
         """The texts."""
         raise NotImplementedError
+
+    def require_room(self, window: int) -> None:
+        """The windows must fit into the model's; BadInput where they do not."""
+        require_window_room(self, self.window, window)
 
     def _most_windows(self) -> int | None:
         """How many windows are scored at most; None for all."""
@@ -493,6 +539,12 @@ class PerplexityTask(Task):
             return super()._first(items, limit)
         most = min((n for n in (limit, self._most_windows()) if n is not None), default=None)
         return [_Joined("all", self.separator.join(item.text for item in items), most=most)], limit is not None
+
+    def _some(self, items: Sequence[Any], few: int) -> Sequence[Any]:
+        if not isinstance(items[0], _Joined):
+            return super()._some(items, few)
+        (text,) = items
+        return [dataclasses.replace(text, most=few if text.most is None else min(few, text.most))]
 
     def _answer(self, lm: LanguageModel, items: Sequence[TextItem], done: Collection[int]) -> Iterator[dict[int, Row]]:
         texts, window, most = self._cut(items)
@@ -526,7 +578,8 @@ class PerplexityTask(Task):
         return perplexity([row["loss"] for row in rows], [row[unit] for row in rows], [row["id"] for row in rows])
 
     def _other_metrics(self) -> tuple[str, ...]:
-        return ("word_perplexity", "byte_perplexity")
+        # words and bytes are those of whole texts, of which whole windows leave a rest
+        return ("word_perplexity", "byte_perplexity") if self.style == "rolling" else ()
 
 
 def score_choices(
@@ -555,6 +608,47 @@ class _Joined(TextItem):
     most: int | None = None
 
 
+def require_prompt_room(task: Task, new_tokens: Iterable[int], window: int) -> None:
+    """Raises BadInput where so many new tokens leave a model's window without a token for the prompt."""
+    most = max(new_tokens, default=0)
+    if most >= window:
+        raise BadInput(
+            f"{task.name} writes up to {most} tokens, which leave no room for a prompt in the model's window of "
+            f"{window}: {_instead(task, 'max_new_tokens', window // 2)}"
+        )
+
+
+def require_window(task: Task, wanted: int) -> None:
+    """Raises BadInput for a window (0: as long as the model's) in which no token can be predicted from another."""
+    if wanted < 0 or wanted == 1:
+        raise BadInput(f"{task.name} reads windows of 2 tokens or more, or 0 for the model's own, not {wanted}")
+
+
+def require_window_room(task: Task, wanted: int, window: int) -> None:
+    """Raises BadInput where windows of `wanted` tokens (0: as long as the model's) do not fit into the model's."""
+    require_window(task, wanted)
+    if wanted > window:
+        raise BadInput(
+            f"{task.name} reads windows of {wanted} tokens, and the model's window is {window}: "
+            f"{_instead(task, 'window', window)}"
+        )
+
+
+def _instead(task: Task, parameter: str, value: int) -> str:
+    """The way out of a task that does not fit the model."""
+    settable = any(f.name == parameter for f in dataclasses.fields(task))
+    return f"ask for {task.name}({parameter}={value}), or leave it out" if settable else "leave it out"
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Says in what goes wrong with the input inside the block which task it was."""
+    try:
+        yield
+    except BadInput as error:
+        raise type(error)(f"{name}: {error}") from error
+
+
 def first_of_each(items: Sequence[Item], limit: int) -> Sequence[Item]:
     """The first `limit` items of each group, in the order in which all stand."""
     seen: Counter[str] = Counter()
@@ -564,6 +658,14 @@ def first_of_each(items: Sequence[Item], limit: int) -> Sequence[Item]:
         if seen[item.group] <= limit:
             kept.append(item)
     return kept
+
+
+def spread(items: Sequence[T], few: int) -> Sequence[T]:
+    """At most `few` items: neighbours in twos, as they may share a beginning, the twos equally far apart."""
+    if len(items) <= few:
+        return items
+    pairs = max(1, few // 2)
+    return [item for n in range(pairs) for item in items[n * len(items) // pairs :][: 2 if few > 1 else 1]]
 
 
 # -- numbers
@@ -588,14 +690,17 @@ def pass_at_k(n: int, passed: int, k: int) -> float:
 def perplexity(losses: Sequence[float], counts: Sequence[int], texts: Sequence[object]) -> Estimate:
     """exp(sum of losses / sum of counts) over windows, each with the name of its text; n counts windows.
 
-    The error is a bootstrap (seeded) over texts, or over blocks of neighbouring windows where there are few texts.
+    The error is a bootstrap (seeded) over texts, or over blocks of neighbouring windows where there are few texts. A
+    model that is worse than a float can say has the value infinity, and no error.
     """
     import numpy as np
 
     from mcbench.uncertainty import windows_drawn
 
-    n, total = len(losses), sum(counts)
-    value = math.exp(math.fsum(losses) / total) if total else math.inf
+    n, total, value = len(losses), sum(counts), math.inf
+    if total:
+        with contextlib.suppress(OverflowError):
+            value = math.exp(math.fsum(losses) / total)
     if n < 2 or not total:
         return Estimate(value, n, None)
     columns, count = windows_drawn(np.stack([losses, np.asarray(counts, dtype=float)], axis=1), texts)
@@ -603,7 +708,9 @@ def perplexity(losses: Sequence[float], counts: Sequence[int], texts: Sequence[o
     drawn = np.random.default_rng(0).multinomial(count, np.full(clusters, 1 / clusters), size=BOOTSTRAP_REPEATS)
     loss, tokens = (drawn @ columns).T  # [repeats] each
     kept = tokens > 0  # words and bytes stand with a text's first window: a draw may hold none
-    return Estimate(value, n, float(np.exp(loss[kept] / tokens[kept]).std(ddof=1)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = float(np.exp(loss[kept] / tokens[kept]).std(ddof=1))
+    return Estimate(value, n, error if math.isfinite(error) else None)
 
 
 def last_number(text: str) -> str:
@@ -672,7 +779,10 @@ class SampleFile:
             with path.open("wb" if begin else "ab") as file:
                 file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
         except OSError as error:
-            raise BadInput(f"samples cannot be written to {str(path)!r}: {error.strerror}") from error
+            raise BadInput(
+                f"samples cannot be written to {str(path)!r}: {error.strerror}; those before are kept, "
+                "and the same command goes on from them once that is mended"
+            ) from error
 
 
 def completions_of(sink: Path) -> Path:
