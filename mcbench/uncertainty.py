@@ -162,7 +162,7 @@ class Drawn(NamedTuple):
     """What a bootstrap over windows draws: [clusters, S] sums, and how many of them make up one draw."""
 
     columns: Numbers
-    count: int
+    drawn: int
 
 
 def windows_drawn(columns: Numbers, texts: Sequence[object]) -> Drawn:

@@ -59,7 +59,7 @@ def _owner(protocol: str, fingerprint: str) -> dict[str, Any]:
 def _scores(name: str, rows: list[Row]) -> Scores:
     text = "loss" in rows[0]
     found = (
-        perplexity([row["loss"] for row in rows], [row["tokens"] for row in rows])
+        perplexity([row["loss"] for row in rows], [row["tokens"] for row in rows], [row["id"] for row in rows])
         if text
         else mean([float(row["correct"]) for row in rows])
     )

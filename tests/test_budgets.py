@@ -26,7 +26,7 @@ def results(right: int, loss: float) -> tuple[Result, ...]:
     """Every family with so many of its N items right, and texts of ten tokens that cost so many nats a token."""
     generator = np.random.default_rng(0)
     losses = tuple(10 * (loss + generator.uniform(-0.1, 0.1)) for _ in range(N))
-    plain = {"baseline": None, "difference": None, "difference_error": None, "samples": "", "also": {}}
+    plain: dict[str, Any] = {"baseline": None, "difference": None, "difference_error": None, "samples": "", "also": {}}
     found = [
         sample_result(
             budgets.perplexity(), metric="perplexity", higher_is_better=False, k=None, chance=None, n=N,

@@ -172,9 +172,9 @@ def test_an_empty_completion_is_wrong_and_recorded(name: str) -> None:
 
 
 def test_a_perplexity_beyond_all_numbers_is_infinite() -> None:
-    assert perplexity([2000.0, 1500.0], [2, 2]).value == math.inf
-    assert perplexity([2000.0, 1500.0], [2, 2]).standard_error is None
-    assert perplexity([1200.0, 1300.0], [2, 2]).value == pytest.approx(math.exp(625))
+    assert perplexity([2000.0, 1500.0], [2, 2], [0, 1]).value == math.inf
+    assert perplexity([2000.0, 1500.0], [2, 2], [0, 1]).standard_error is None
+    assert perplexity([1200.0, 1300.0], [2, 2], [0, 1]).value == pytest.approx(math.exp(625))
 
 
 def test_words_are_no_unit_of_windows_that_leave_a_rest() -> None:
