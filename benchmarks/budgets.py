@@ -32,6 +32,7 @@ from mcbench.errors import BadInput, UnknownName
 from mcbench.files import write_whole
 from mcbench.leaderboard import pipe_table, unlike
 from mcbench.record import FILE_NAME, Record, Result
+from mcbench.registry import names_in
 from mcbench.report import bit_figure
 from mcbench.sweep import Grid, Outcome, numbers, sweep
 from mcbench.uncertainty import holm
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Sweeps every model and copies the records, each into a folder named after method and budget."""
-    models, failed = _names(options.models), 0
+    models, failed = names_in(options.models, "list of models"), 0
     with ProcessPoolExecutor(len(models), mp_context=get_context("spawn"), initializer=_one_thread) as processes:
         jobs = {model: processes.submit(swept, model, options.tasks, options.runs) for model in models}
         for model, job in jobs.items():
@@ -159,7 +160,9 @@ def boards(sources: Sequence[Path], models: Sequence[str]) -> list[Board]:
 
 def tell(options: argparse.Namespace) -> int:
     """Writes the tables of all models, or prints them where no file is named."""
-    sections = [line for board in boards(options.records, _names(options.models)) for line in section(board)]
+    sections = [
+        line for board in boards(options.records, names_in(options.models, "list of models")) for line in section(board)
+    ]
     text = "\n\n".join([INTRODUCTION, *sections]) + "\n"
     if options.out is None:
         print(text, end="")  # noqa: T201
@@ -359,9 +362,10 @@ def _number(record: Record | None, of: Callable[[Record], float], digits: int) -
 
 
 def _numbers(records: Sequence[Record], of: Callable[[Record], float], digits: int) -> str:
+    if len(records) < 2:
+        return ""
     values = [of(record) for record in records]
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _shown(found: Change, sure: bool) -> str:
@@ -383,13 +387,6 @@ def _parser() -> argparse.ArgumentParser:
     tells.add_argument("--out", type=Path, help="the Markdown file; printed where not given")
     tells.set_defaults(step=tell)
     return parser
-
-
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise BadInput(f"the list of models {text!r} has an empty name")
-    return names
 
 
 if __name__ == "__main__":

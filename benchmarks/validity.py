@@ -22,6 +22,7 @@ from mcbench.errors import BadInput, UnknownName
 from mcbench.files import write_whole
 from mcbench.leaderboard import CLEAR_ERRORS, Table, find_records, is_clear, pipe_table, tabulate_records
 from mcbench.record import Record, Result
+from mcbench.registry import names_in
 from mcbench.report import is_share, metric_name, number, with_error
 
 MODELS = "reference,reference-fine"
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def judge(options: argparse.Namespace) -> int:
     """Writes the verdict, or prints it where no file is named."""
-    text = judgement(options.records, _names(options.models))
+    text = judgement(options.records, names_in(options.models, "list of models"))
     if options.out is None:
         print(text, end="")  # noqa: T201
     else:
@@ -470,13 +471,6 @@ def _parser() -> argparse.ArgumentParser:
     judges.add_argument("--out", type=Path, help="the Markdown file; printed where not given")
     judges.set_defaults(step=judge)
     return parser
-
-
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise BadInput(f"the list of models {text!r} has an empty name")
-    return names
 
 
 if __name__ == "__main__":

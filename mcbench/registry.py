@@ -93,6 +93,14 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"{hint}(known: {', '.join(known)})"
 
 
+def names_in(text: str, what: str) -> list[str]:
+    """The names in a list by commas; BadInput, which says what it is a list of, where one of them is empty."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise BadInput(f"the {what} {text!r} has an empty name")
+    return names
+
+
 def _import_named(module: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(module)

@@ -23,7 +23,7 @@ from mcbench.errors import BadInput, UnknownName
 from mcbench.leaderboard import Table, redrawn, require_one_baseline, unlike
 from mcbench.progress import track
 from mcbench.record import FILE_NAME, Record, Result
-from mcbench.registry import suggest
+from mcbench.registry import names_in, suggest
 from mcbench.report import aligned, bit_figure, is_share, metric_name, note
 from mcbench.task import Row, load_samples
 from mcbench.uncertainty import Evidence, Interval, holm, mean_interval, sign_flip_test
@@ -250,9 +250,7 @@ def _tasks(runs: Sequence[Run], asked: str) -> list[str]:
         if not common:
             raise BadInput("the runs have no answered task in common")
         return common
-    wanted = list(dict.fromkeys(name.strip() for name in asked.split(",")))
-    if not all(wanted):
-        raise BadInput(f"the task list {asked!r} has an empty name")
+    wanted = list(dict.fromkeys(names_in(asked, "task list")))
     suites: Mapping[str, Sequence[str]] = defaults()["suites"]
     for name in wanted:
         if name not in common and name not in suites:

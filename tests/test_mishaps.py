@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 import torch
+from bars import counting
 from tiny import tiny_folder, tiny_tokenizer, tiny_transformer
 
 from mcbench import progress
@@ -538,13 +539,7 @@ def test_what_takes_long_before_the_first_answer_is_said(
 
 @shared
 def test_requests_of_lm_evals_tasks_are_counted_as_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted: dict[str, list[int]] = {}
-
-    @contextlib.contextmanager
-    def seen(label: str, total: int = 0) -> Iterator[Any]:
-        counted[label] = [0, total]
-        yield lambda: counted[label].__setitem__(0, counted[label][0] + 1)
-
+    counted, seen = counting()
     monkeypatch.setattr("mcbench.harness.inner", seen)
     with data_folder(SHARED):
         select_tasks("gsm8k")[0].evaluate(silent(), limit=3)

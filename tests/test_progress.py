@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
+from bars import counting
 from tiny import tiny_mixtral
 
 from mcbench import progress
@@ -81,13 +82,7 @@ def test_a_task_knows_how_many_samples_it_will_give(name: str, monkeypatch: pyte
 
 
 def test_writing_and_running_programs_move_a_bar_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    moved: dict[str, list[int]] = {}
-
-    @contextlib.contextmanager
-    def seen(label: str, total: int = 0) -> Iterator[Any]:
-        moved[label] = [0, total]
-        yield lambda: moved[label].__setitem__(0, moved[label][0] + 1)
-
+    moved, seen = counting()
     monkeypatch.setattr("mcbench.evaluation.inner", seen)
     monkeypatch.setattr("mcbench.progress.inner", seen)
     moe = tiny_mixtral()
