@@ -40,7 +40,7 @@ from mcbench.task import items_of
 # how many rows of each task: enough for a stable time on two cores, and whole subjects where examples are shared
 COUNTS = {
     "mmlu-5shot": 235,  # the first two subjects
-    "gsm8k": 32,
+    "gsm8k": 64,
     "piqa": 200,
     "arc-easy": 200,
     "arc-challenge": 200,

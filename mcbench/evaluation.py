@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import math
 import statistics
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PADDING = 256  # tokens of padding in a batch: about what another forward costs on top of its tokens
+SCORED_AT_ONCE = 2**18  # logits, so that several passes over them stay in the processor's cache
 TEXTS_AT_A_TIME = 1024  # for the tokenizer, so that its progress shows
+DRAWS = 4  # of a token, before a vocabulary is sorted instead
 CACHE_SHARE = 8  # a cached token counts as this fraction of one that is computed when a batch is filled
 
 WindowStyle = Literal["rolling", "disjoint"]
@@ -643,7 +646,7 @@ class LanguageModel:
 
         mask [rows, tokens in the cache], logits [rows, vocabulary] and position [rows, 1] of the next token.
         """
-        choose = _Chooser(sampling, rows, max(p.max_new_tokens for p in prompts))
+        choose = _Chooser(sampling, rows)
         written: list[list[int]] = [[] for _ in rows]
         finish: dict[int, Literal["stop", "end", "length"]] = {}
         active = list(range(len(rows)))  # row of the batch -> row asked for
@@ -854,13 +857,16 @@ class LanguageModel:
 
 
 class _Chooser:
-    """Picks the next token of each active row: the most likely, or one drawn with the row's own random numbers."""
+    """Picks the next token of each active row: the most likely, or one drawn with the row's own random numbers.
 
-    def __init__(self, sampling: Sampling | None, rows: Sequence[tuple[int, int]], steps: int) -> None:
-        self._sampling, self._step = sampling, 0
+    A token drawn from the whole vocabulary is kept where those likelier than it have less than `top_p` together, and
+    drawn anew where not: so the draw is one from the smallest set of that probability, mostly without sorting.
+    """
+
+    def __init__(self, sampling: Sampling | None, rows: Sequence[tuple[int, int]]) -> None:
+        self._sampling = sampling
         if sampling:
-            streams = [np.random.default_rng([sampling.seed, prompt, sample]) for prompt, sample in rows]
-            self._uniform = torch.from_numpy(np.stack([s.random(steps) for s in streams]))  # [rows, steps]
+            self._streams = [np.random.default_rng([sampling.seed, prompt, sample]) for prompt, sample in rows]
 
     def __call__(self, logits: Tensor, active: Sequence[int]) -> Tensor:
         """Token ids [active] from logits [active, vocabulary]."""
@@ -868,16 +874,35 @@ class _Chooser:
         if self._sampling is None:
             return logits.argmax(-1)
         share = (logits.double() / self._sampling.temperature).softmax(-1)
-        share, token = share.sort(dim=-1, descending=True, stable=True)
         total = share.cumsum(-1)
-        share = share.masked_fill(total - share >= self._sampling.top_p, 0.0)  # the first token always stays
+        chosen = share.new_zeros(len(active), dtype=torch.long)
+        left = torch.arange(len(active), device=share.device)
+        for _ in range(DRAWS):
+            token = self._draw(total[left], active, left)
+            kept = self._mass_before(share[left], token) < self._sampling.top_p
+            chosen[left[kept]] = token[kept]
+            left = left[~kept]
+            if not len(left):
+                return chosen
+        share, order = share[left].sort(dim=-1, descending=True, stable=True)
         total = share.cumsum(-1)
-        uniform = self._uniform[list(active), self._step].to(logits.device)[:, None]
-        self._step += 1
-        at = torch.searchsorted(total, uniform * total[:, -1:], right=True)
-        last = (share > 0).sum(-1, keepdim=True) - 1
-        chosen: Tensor = token.gather(-1, torch.minimum(at, last))[:, 0]
+        total = share.masked_fill(total - share >= self._sampling.top_p, 0.0).cumsum(-1)  # the first token always stays
+        chosen[left] = order.gather(-1, self._draw(total, active, left)[:, None])[:, 0]
         return chosen
+
+    def _draw(self, total: Tensor, active: Sequence[int], rows: Tensor) -> Tensor:
+        """A place in each row of a running total [rows, vocabulary], never one that adds nothing to it."""
+        uniform = total.new_tensor([self._streams[active[n]].random() for n in rows.tolist()])[:, None]
+        whole = total[:, -1:].contiguous()
+        at = torch.searchsorted(total, uniform * whole, right=True)
+        return torch.minimum(at, torch.searchsorted(total, whole))[:, 0]
+
+    @staticmethod
+    def _mass_before(share: Tensor, token: Tensor) -> Tensor:
+        """[rows] what the tokens that come before this one have together, likelier ones and equal ones of lower id."""
+        own = share.gather(-1, token[:, None])
+        before = torch.arange(share.shape[1], device=share.device) < token[:, None]
+        return share.masked_fill(~((share > own) | ((share == own) & before)), 0.0).sum(-1)
 
 
 def _token_loglikelihoods(
@@ -888,21 +913,38 @@ def _token_loglikelihoods(
     `logits` [rows, columns, vocabulary] in any precision; the softmax is computed in fp32, once for every place that
     targets look at.
     """
-    places, source = np.unique(np.stack([row, column]), axis=1, return_inverse=True)  # [2, places], [N]
-    at = torch.as_tensor(places, device=logits.device)
-    scored = logits[at[0], at[1]].float()  # [places, vocabulary]
-    _refuse_nan(scored)
-    normaliser, best = scored.logsumexp(-1), scored.argmax(-1)  # [places]
+    columns, vocabulary = logits.shape[1:]
+    places, source = np.unique(np.asarray(row) * columns + np.asarray(column), return_inverse=True)  # [places], [N]
+    flat = logits.reshape(-1, vocabulary)
     wanted = torch.as_tensor(np.asarray(target), device=logits.device)
-    where = torch.as_tensor(source.reshape(-1), device=logits.device)
-    value = scored[where, wanted] - normaliser[where]
-    return value.double().cpu().numpy(), (best[where] == wanted).cpu().numpy()
+    order = np.argsort(source, kind="stable")  # targets by place
+    ends = np.searchsorted(source[order], np.arange(0, len(places), step := max(1, SCORED_AT_ONCE // vocabulary)))
+    value = torch.empty(len(source), dtype=torch.float64)
+    best = torch.empty(len(source), dtype=torch.bool)
+    for start, (low, high) in zip(range(0, len(places), step), itertools.pairwise([*ends, len(source)]), strict=True):
+        here = places[start : start + step]
+        whole = here[-1] - here[0] + 1 == len(here)  # neighbours need no copy
+        scored = flat[here[0] : here[-1] + 1] if whole else flat[torch.as_tensor(here, device=logits.device)]
+        scored = scored.float()
+        greatest = _refuse_nan(scored)
+        mine = order[low:high]
+        at = torch.as_tensor(source[mine] - start, device=logits.device)
+        token = wanted[torch.as_tensor(mine, device=logits.device)]
+        own = scored[at, token]
+        value[mine] = scored.log_softmax(-1)[at, token].double().cpu()
+        likely = (own == greatest[at]).nonzero()[:, 0]  # of equally likely tokens the first counts
+        found = torch.zeros(len(mine), dtype=torch.bool, device=logits.device)
+        found[likely] = scored[at[likely]].argmax(-1) == token[likely]
+        best[mine] = found.cpu()
+    return value.numpy(), best.numpy()
 
 
-def _refuse_nan(logits: Tensor) -> None:
-    # the maximum of a row is NaN if any of its logits is
-    if bool(logits.amax(-1).isnan().any()):
+def _refuse_nan(logits: Tensor) -> Tensor:
+    """The greatest logit of each row; BadInput where a logit is NaN, for then the greatest is NaN too."""
+    greatest = logits.amax(-1)
+    if bool(greatest.isnan().any()):
         raise BadInput("the model's logits are not numbers (NaN): its weights are damaged or its precision is too low")
+    return greatest
 
 
 def _joined(scores: Sequence[LogLikelihood]) -> LogLikelihood:

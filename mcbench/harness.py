@@ -1,7 +1,8 @@
-"""Evaluation tasks by lm-eval's own definitions and metrics: the rows come from us, the model's answers as well.
+"""Evaluation tasks as tasks of lm-eval: the rows come from us, the model's answers as well.
 
-The number is the one that lm-eval gives: its definition makes the prompts, its filters and metrics judge the answers.
-What is ours is how the answers are computed, kept sample by sample and gone on with after an interruption.
+The number is the one that lm-eval gives: a definition makes the prompts, its filters and metrics judge the answers.
+What is ours is how the answers are computed, kept sample by sample and gone on with after an interruption. The
+definitions of published sets are lm-eval's own; those of our own items stand in `mcbench.kinds`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import functools
 import hashlib
 import importlib.metadata
 import inspect
+import itertools
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,12 +21,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from mcbench.datasets import current_folder
 from mcbench.errors import BadInput
-from mcbench.items import RowItem
+from mcbench.items import Item, RowItem
 from mcbench.progress import inner
 from mcbench.task import (
     Estimate,
     Row,
     Task,
+    identify,
     items_of,
     perplexity,
     require_prompt_room,
@@ -35,28 +38,156 @@ from mcbench.task import (
 
 if TYPE_CHECKING:
     from mcbench.datasets import Rows
-    from mcbench.evaluation import LanguageModel
+    from mcbench.evaluation import LanguageModel, Prompt
     from mcbench.harness_model import InMemoryTask
 
 
 class Part(NamedTuple):
-    """The rows of a task that share one definition: all of them, or those of one subject."""
+    """Items that follow one another and share one definition, with the task that it makes of them."""
 
-    group: str
-    rows: tuple[RowItem, ...]
-    examples: tuple[Mapping[str, Any], ...]
+    items: Sequence[Item]
+    task: InMemoryTask
 
 
 class Asked(NamedTuple):
-    """One row with its requests, as lm-eval makes them."""
+    """One item with its requests, as lm-eval makes them."""
 
     task: InMemoryTask
-    item: RowItem
+    item: Item
     requests: list[Any]
 
 
 @dataclass(frozen=True)
-class HarnessTask(Task):
+class DefinedTask(Task):
+    """A task whose requests and verdicts a definition of lm-eval makes; a subclass says which (`parts`)."""
+
+    also: ClassVar[tuple[str, ...]] = ()
+
+    def parts(self, items: Sequence[Any]) -> Iterator[Part]:
+        """The items in their order, as tasks that `lm_eval.evaluate` takes as well."""
+        raise NotImplementedError
+
+    def _ask(self, items: Sequence[Any]) -> list[Asked]:
+        """Every item with its requests."""
+        with inner("starting lm-eval"):
+            from mcbench.harness_model import requests_of
+
+        asked = []
+        with inner("requests", len(items)) as step:
+            for part in self.parts(items):
+                for item, requests in zip(part.items, requests_of(part.task), strict=True):
+                    asked.append(Asked(part.task, item, requests))
+                    step()
+        return asked
+
+    def _identify(self, asked: Asked) -> Row:
+        return identify(asked.item, json.dumps([request.args for request in asked.requests]))
+
+    def _other_metrics(self) -> tuple[str, ...]:
+        return self.also
+
+    # -- answers
+
+    def _answer(self, lm: LanguageModel, items: Sequence[Any], done: Collection[int]) -> Iterator[dict[int, Row]]:
+        asked = self._ask(items)
+        kind = asked[0].requests[0].request_type
+        answer = {
+            "loglikelihood": self._choose,
+            "generate_until": self._complete,
+            "loglikelihood_rolling": self._read,
+        }[kind]
+        yield from answer(lm, asked, done)
+
+    def _choose(self, lm: LanguageModel, asked: Sequence[Asked], done: Collection[int]) -> Iterator[dict[int, Row]]:
+        pairs = [[request.args for request in each.requests] for each in asked]
+        for batch in score_choices(lm, pairs, done):
+            yield {at: self._choice_row(asked[at], scores) for at, scores in batch.items()}
+
+    def _choice_row(self, asked: Asked, scores: Sequence[Any]) -> Row:
+        from mcbench.harness_model import metrics_of
+
+        values = [score.value for score in scores]
+        metrics = metrics_of(asked.task, asked.requests, [(score.value, score.greedy) for score in scores])
+        doc = asked.requests[0].doc
+        gold = asked.task.doc_to_text(doc) if asked.task.multiple_input else asked.task.doc_to_target(doc)
+        length = [len(choice) for choice in asked.task.doc_to_choice(doc)] if self.metric == "acc_norm" else None
+        weighed = [value / n for value, n in zip(values, length, strict=True)] if length else values
+        return {
+            **self._identify(asked),
+            "loglikelihoods": values,
+            "greedy": [score.greedy for score in scores],
+            "answer": max(range(len(values)), key=weighed.__getitem__),
+            "gold": gold,
+            **metrics,
+            "correct": metrics[self.metric],
+            "tokens": [score.tokens for score in scores],
+            "truncated": max(score.truncated for score in scores),
+        }
+
+    def _complete(self, lm: LanguageModel, asked: Sequence[Asked], done: Collection[int]) -> Iterator[dict[int, Row]]:
+        prompts = self._prompts(lm, asked)
+        for batch in lm.generate_batches(prompts, None, done):
+            yield {at: self._text_row(asked[at], completions[0]) for at, completions in batch.items()}
+
+    def _prompts(self, lm: LanguageModel, asked: Sequence[Asked]) -> list[Prompt]:
+        """What is to be continued; BadInput for a definition that samples by itself."""
+        from mcbench.harness_model import generation
+
+        prompts = [generation(each.requests[0].args, lm) for each in asked]
+        if any(sampling for _, sampling in prompts):
+            raise BadInput(f"{self.name} is defined with sampling; only greedy generation is comparable")
+        return [prompt for prompt, _ in prompts]
+
+    def _text_row(self, asked: Asked, completion: Any) -> Row:
+        from mcbench.harness_model import metrics_of
+
+        metrics = metrics_of(asked.task, asked.requests, [completion.text])
+        return {
+            **self._identify(asked),
+            "text": completion.text,
+            "gold": str(asked.task.doc_to_target(asked.requests[0].doc)),
+            **{name: float(value) if not isinstance(value, str) else value for name, value in metrics.items()},
+            "correct": float(metrics[self.metric]),
+            "tokens": completion.tokens,
+            "finish": completion.finish,
+            "truncated": completion.truncated,
+        }
+
+    def _read(self, lm: LanguageModel, asked: Sequence[Asked], done: Collection[int]) -> Iterator[dict[int, Row]]:
+        texts = [each.requests[0].args[0] for each in asked]
+        for batch in lm.text_batches(texts, getattr(self, "window", 0) or None, done):
+            yield {at: self._loss_row(asked[at], score) for at, score in batch.items()}
+
+    def _loss_row(self, asked: Asked, score: Any) -> Row:
+        from mcbench.harness_model import metrics_of
+
+        metrics = metrics_of(asked.task, asked.requests, [score.value])
+        return {
+            **self._identify(asked),
+            "loss": -score.value,
+            "tokens": score.tokens,
+            "words": metrics["word_perplexity"][1],
+            "bytes": metrics["byte_perplexity"][1],
+            "truncated": 0,
+        }
+
+    def _estimate(self, rows: Sequence[Row], metric: str) -> Estimate:
+        if "loss" not in rows[0]:
+            return super()._estimate(rows, metric)
+        losses, texts = [row["loss"] for row in rows], [row["id"] for row in rows]
+        if metric == "word_perplexity":
+            return perplexity(losses, [row["words"] for row in rows], texts)
+        found = perplexity(losses, [row["bytes"] for row in rows], texts)
+        if metric == "byte_perplexity":
+            return found
+        error = found.standard_error
+        return Estimate(
+            math.log2(found.value), found.n, error / (found.value * math.log(2)) if error is not None else None
+        )
+
+
+@dataclass(frozen=True)
+class HarnessTask(DefinedTask):
     """A task of lm-eval: subclass it once per file and name its definition, data and splits.
 
     definition: the file below lm-eval's folder of tasks, with `{group}` where there is one per group of rows.
@@ -71,7 +202,6 @@ class HarnessTask(Task):
     split: ClassVar[str] = "test"
     examples_split: ClassVar[str] = ""
     group_column: ClassVar[str] = ""
-    also: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if self.example_count() < 0:
@@ -126,49 +256,31 @@ class HarnessTask(Task):
     def _rows(self, split: str) -> Rows:
         return _loaded(self, split, current_folder())
 
-    def _parts(self, items: Sequence[RowItem]) -> list[Part]:
+    def parts(self, items: Sequence[RowItem]) -> Iterator[Part]:
         """The items by group; items of one group stand together."""
         examples = self._rows(self.examples_split).rows if self.example_count() else ()
         column = self.group_column
-        return [
-            Part(
-                group,
-                tuple(item for item in items if item.group == group),
-                tuple(row for row in examples if not column or row[column] == group),
-            )
-            for group in dict.fromkeys(item.group for item in items)
-        ]
+        for group, members in itertools.groupby(items, key=lambda item: item.group):
+            mine = tuple(members)
+            shown = tuple(row for row in examples if not column or row[column] == group)
+            yield Part(mine, self._task(group, mine, shown))
 
-    def _task(self, part: Part) -> InMemoryTask:
+    def _task(self, group: str, items: Sequence[RowItem], examples: Sequence[Mapping[str, Any]]) -> InMemoryTask:
         from mcbench.harness_model import in_memory_task
 
-        splits: dict[str, Any] = {self.split: [item.row for item in part.rows]}
-        if part.examples:
-            splits[self.examples_split] = part.examples
-        if len(part.examples) < self.example_count():
+        splits: dict[str, Any] = {self.split: [item.row for item in items]}
+        if examples:
+            splits[self.examples_split] = examples
+        if len(examples) < self.example_count():
             raise BadInput(
-                f"{self.name} needs {self.example_count()} examples of {(part.group or self.data)!r}, "
-                f"and there are {len(part.examples)}"
+                f"{self.name} needs {self.example_count()} examples of {(group or self.data)!r}, "
+                f"and there are {len(examples)}"
             )
-        path = self.definition.format(group=part.group)
+        path = self.definition.format(group=group)
         try:
             return in_memory_task(path, splits, shots=self.example_count(), **self.changes())
         except KeyError as error:
             raise BadInput(f"the rows of {self.data!r} lack the column {error}") from error
-
-    def _ask(self, items: Sequence[RowItem]) -> list[Asked]:
-        """Every item with its requests."""
-        with inner("starting lm-eval"):
-            from mcbench.harness_model import requests_of
-
-        asked = []
-        with inner("requests", len(items)) as step:
-            for part in self._parts(items):
-                task = self._task(part)
-                for item, requests in zip(part.rows, requests_of(task), strict=True):
-                    asked.append(Asked(task, item, requests))
-                    step()
-        return asked
 
     def _setting(self) -> Mapping[str, Any]:
         count = self.example_count()
@@ -193,112 +305,6 @@ class HarnessTask(Task):
             "shots": setting["shots"],
             "data": {split: self._rows(split).origin for split in used},
         }
-
-    def _other_metrics(self) -> tuple[str, ...]:
-        return self.also
-
-    # -- answers
-
-    def _answer(self, lm: LanguageModel, items: Sequence[RowItem], done: Collection[int]) -> Iterator[dict[int, Row]]:
-        asked = self._ask(items)
-        kind = asked[0].requests[0].request_type
-        answer = {
-            "loglikelihood": self._choose,
-            "generate_until": self._write,
-            "loglikelihood_rolling": self._read,
-        }[kind]
-        yield from answer(lm, asked, done)
-
-    def _choose(self, lm: LanguageModel, asked: Sequence[Asked], done: Collection[int]) -> Iterator[dict[int, Row]]:
-        pairs = [[request.args for request in each.requests] for each in asked]
-        for batch in score_choices(lm, pairs, done):
-            yield {at: self._choice_row(asked[at], scores) for at, scores in batch.items()}
-
-    def _choice_row(self, asked: Asked, scores: Sequence[Any]) -> Row:
-        from mcbench.harness_model import metrics_of
-
-        values = [score.value for score in scores]
-        metrics = metrics_of(asked.task, asked.requests, [(score.value, score.greedy) for score in scores])
-        doc = asked.requests[0].doc
-        gold = asked.task.doc_to_text(doc) if asked.task.multiple_input else asked.task.doc_to_target(doc)
-        length = [len(choice) for choice in asked.task.doc_to_choice(doc)] if self.metric == "acc_norm" else None
-        weighed = [value / n for value, n in zip(values, length, strict=True)] if length else values
-        return {
-            **_identify(asked),
-            "loglikelihoods": values,
-            "greedy": [score.greedy for score in scores],
-            "answer": max(range(len(values)), key=weighed.__getitem__),
-            "gold": gold,
-            **metrics,
-            "correct": metrics[self.metric],
-            "tokens": [score.tokens for score in scores],
-            "truncated": max(score.truncated for score in scores),
-        }
-
-    def _write(self, lm: LanguageModel, asked: Sequence[Asked], done: Collection[int]) -> Iterator[dict[int, Row]]:
-        from mcbench.harness_model import generation
-
-        prompts = [generation(each.requests[0].args, lm) for each in asked]
-        if any(sampling for _, sampling in prompts):
-            raise BadInput(f"{self.name} is defined with sampling; only greedy generation is comparable")
-        for batch in lm.generate_batches([prompt for prompt, _ in prompts], None, done):
-            yield {at: self._text_row(asked[at], completions[0]) for at, completions in batch.items()}
-
-    def _text_row(self, asked: Asked, completion: Any) -> Row:
-        from mcbench.harness_model import metrics_of
-
-        metrics = metrics_of(asked.task, asked.requests, [completion.text])
-        return {
-            **_identify(asked),
-            "text": completion.text,
-            "gold": str(asked.task.doc_to_target(asked.requests[0].doc)),
-            **{name: float(value) if not isinstance(value, str) else value for name, value in metrics.items()},
-            "correct": float(metrics[self.metric]),
-            "tokens": completion.tokens,
-            "finish": completion.finish,
-            "truncated": completion.truncated,
-        }
-
-    def _read(self, lm: LanguageModel, asked: Sequence[Asked], done: Collection[int]) -> Iterator[dict[int, Row]]:
-        texts = [each.requests[0].args[0] for each in asked]
-        for batch in lm.text_batches(texts, getattr(self, "window", 0) or None, done):
-            yield {at: self._loss_row(asked[at], score) for at, score in batch.items()}
-
-    def _loss_row(self, asked: Asked, score: Any) -> Row:
-        from mcbench.harness_model import metrics_of
-
-        metrics = metrics_of(asked.task, asked.requests, [score.value])
-        return {
-            **_identify(asked),
-            "loss": -score.value,
-            "tokens": score.tokens,
-            "words": metrics["word_perplexity"][1],
-            "bytes": metrics["byte_perplexity"][1],
-            "truncated": 0,
-        }
-
-    def _estimate(self, rows: Sequence[Row], metric: str) -> Estimate:
-        if "loss" not in rows[0]:
-            return super()._estimate(rows, metric)
-        losses, texts = [row["loss"] for row in rows], [row["id"] for row in rows]
-        if metric == "word_perplexity":
-            return perplexity(losses, [row["words"] for row in rows], texts)
-        found = perplexity(losses, [row["bytes"] for row in rows], texts)
-        if metric == "byte_perplexity":
-            return found
-        error = found.standard_error
-        return Estimate(
-            math.log2(found.value), found.n, error / (found.value * math.log(2)) if error is not None else None
-        )
-
-
-def _identify(asked: Asked) -> Row:
-    prompt = json.dumps([request.args for request in asked.requests])
-    return {
-        "id": asked.item.id,
-        "group": asked.item.group,
-        "prompt": hashlib.sha256(prompt.encode()).hexdigest()[:16],
-    }
 
 
 def _digest(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -335,8 +341,8 @@ def _chance(task: HarnessTask, folder: Path | None) -> float | None:
     if not task.higher_is_better:
         return None
     shares: list[float] = []
-    for part in task._parts(task._row_items()):
-        made = task._task(part)
+    for part in task.parts(task._row_items()):
+        made = part.task
         if made.OUTPUT_TYPE != "multiple_choice":
             return 0.0
         shares += [1 / len(made.doc_to_choice(doc)) for doc in made.task_docs]

@@ -128,8 +128,13 @@ def in_memory_task(
     """
     config = definition(path) | changes
     absent = {key: None for key in SPLITS if config.get(key) not in splits}
+    return task_of({**config, **absent, "num_fewshot": shots}, splits)
+
+
+def task_of(config: dict[str, Any], splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> InMemoryTask:
+    """The task of a whole definition on these rows, by split."""
     with _quiet():
-        task = InMemoryTask({**config, **absent, "num_fewshot": shots}, splits)
+        task = InMemoryTask(config, splits)
         task.set_fewshot_seed(FEWSHOT_SEED)
     return task
 

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 from mcbench.datasets import Rows, load
 from mcbench.errors import BadInput
 from mcbench.items import GenerationItem
-from mcbench.task import GenerationTask
+from mcbench.kinds import GenerationTask
 
 NEEDLE = "The secret number of {key} is {value}."
 BEFORE = "Remember what the following text says about secret numbers; it will be asked at the end.\n\n"

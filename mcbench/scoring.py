@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mcbench.catalogue import TASKS, task_with
 from mcbench.errors import BadInput
-from mcbench.task import COMPLETIONS, CodeTask
+from mcbench.kinds import CodeTask
+from mcbench.task import COMPLETIONS
 
 if TYPE_CHECKING:
     from mcbench.evaluation import LanguageModel

@@ -16,11 +16,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from mcbench.datasets import current_folder, load
 from mcbench.errors import BadInput
-from mcbench.items import ChoiceItem, CodeItem, GenerationItem, Item, TextItem
+from mcbench.items import Item
 from mcbench.progress import inner, track
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ PROTOCOL_VERSION = 1  # part of every protocol id: raise it when a change below 
 SAMPLES_SCHEMA = 1
 BOOTSTRAP_REPEATS = 2000
 COMPLETIONS = ".completions.jsonl"
-PROGRAMS_AT_A_TIME = 32  # problems, between two writes of the sample file
 
 T = TypeVar("T")
 Row = dict[str, Any]  # one sample, as it stands in the sample file
@@ -163,7 +162,7 @@ class Task:
             self._score({at: row for at, row in written.items() if at not in rows}, items),
             self._answer(lm, items, frozenset(rows).union(written)),
         )
-        new = (row for batch in answers for row in _keep_new(batch, rows, file))
+        new = (row for batch in answers for row in keep_new(batch, rows, file))
         with _naming(self.name):
             for at, row in track(new, self._samples_expected(lm, items) - len(rows), self.name):
                 rows[at] = row
@@ -279,309 +278,6 @@ class Task:
         return {"data": sources} if sources else {}
 
 
-@dataclass(frozen=True)
-class ChoiceTask(Task):
-    """Multiple choice by log-likelihood: "acc" takes the likeliest choice, "acc_norm" the likeliest per character.
-
-    As lm-eval has it: the length of a choice is that of its text without the space before it.
-    """
-
-    metric: ClassVar[str] = "acc"
-
-    def items(self) -> Sequence[ChoiceItem]:
-        """The questions."""
-        raise NotImplementedError
-
-    def chance(self) -> float | None:
-        """Guessing evenly among the choices of each item."""
-        items = self._choice_items()
-        return math.fsum(1 / len(item.choices) for item in items) / len(items)
-
-    def _choice_items(self) -> Sequence[ChoiceItem]:
-        return [item for item in items_of(self) if isinstance(item, ChoiceItem)]
-
-    def _answer(
-        self, lm: LanguageModel, items: Sequence[ChoiceItem], done: Collection[int]
-    ) -> Iterator[dict[int, Row]]:
-        pairs = [[(item.context, choice) for choice in item.choices] for item in items]
-        for batch in score_choices(lm, pairs, done):
-            yield {at: _choice_row(items[at], scores, self.metric) for at, scores in batch.items()}
-
-    def _other_metrics(self) -> tuple[str, ...]:
-        return tuple(metric for metric in ("acc", "acc_norm") if metric != self.metric)
-
-
-@dataclass(frozen=True)
-class GenerationTask(Task):
-    """Greedy generation: the answer extracted from what the model writes must equal the item's."""
-
-    metric: ClassVar[str] = "exact_match"
-
-    def items(self) -> Sequence[GenerationItem]:
-        """The prompts."""
-        raise NotImplementedError
-
-    def chance(self) -> float | None:
-        """Guessing a text never succeeds."""
-        return 0.0
-
-    def extract(self, text: str) -> str:
-        """The answer in a completion; by default all of it without the spaces around it."""
-        return text.strip()
-
-    def require_room(self, window: int) -> None:
-        """The longest answer must leave room for a prompt; BadInput where it does not."""
-        require_prompt_room(self, [i.max_new_tokens for i in items_of(self) if isinstance(i, GenerationItem)], window)
-
-    def _answer(
-        self, lm: LanguageModel, items: Sequence[GenerationItem], done: Collection[int]
-    ) -> Iterator[dict[int, Row]]:
-        from mcbench.evaluation import Prompt
-
-        prompts = [Prompt(item.prompt, item.stop, item.max_new_tokens) for item in items]
-        for batch in lm.generate_batches(prompts, done=done):
-            yield {at: self._row(items[at], completions[0]) for at, completions in batch.items()}
-
-    def _row(self, item: GenerationItem, completion: Any) -> Row:
-        answer = self.extract(completion.text)
-        return {
-            **_identify(item, item.prompt),
-            "text": completion.text,
-            "answer": answer,
-            "gold": item.answer,
-            "exact_match": answer == item.answer,
-            "correct": answer == item.answer,
-            "tokens": completion.tokens,
-            "finish": completion.finish,
-            "truncated": completion.truncated,
-        }
-
-
-@dataclass(frozen=True)
-class CodeTask(Task):
-    """Function completion: prompt, completion and tests run together as a program, confined (see `mcbench.sandbox`).
-
-    With `samples` = 1 the completion is greedy. With more, they are drawn at `temperature` and `top_p`, and the value
-    is the unbiased pass@`k` of n `samples` per problem (Chen et al. 2021, https://arxiv.org/abs/2107.03374, eq. 1).
-    A program may use `cpu_seconds` of processor time and twice that plus two seconds of wall-clock time.
-    """
-
-    metric: ClassVar[str] = "pass@k"
-
-    samples: int = 1
-    k: int = 1
-    temperature: float = 0.8
-    top_p: float = 0.95
-    sampling_seed: int = 0
-    cpu_seconds: int = 2
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.k <= self.samples:
-            raise BadInput(f"pass@{self.k} needs at least as many samples; there are {self.samples}")
-        if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.sampling_seed < 0:
-            raise BadInput(
-                f"samples are drawn with temperature > 0, 0 < top_p <= 1 and a seed that is not negative, not "
-                f"temperature={self.temperature}, top_p={self.top_p}, sampling_seed={self.sampling_seed}; "
-                "samples=1 is greedy"
-            )
-        if self.cpu_seconds < 1:
-            raise BadInput(f"a program needs at least 1 second of processor time, not {self.cpu_seconds}")
-
-    def items(self) -> Sequence[CodeItem]:
-        """The problems."""
-        raise NotImplementedError
-
-    def chance(self) -> float | None:
-        """Guessing a program never succeeds."""
-        return 0.0
-
-    def require_room(self, window: int) -> None:
-        """The longest program must leave room for a prompt; BadInput where it does not."""
-        require_prompt_room(self, [i.max_new_tokens for i in items_of(self) if isinstance(i, CodeItem)], window)
-
-    def _unable(self, allow_code_execution: bool) -> str:
-        from mcbench.sandbox import isolation
-
-        found = isolation()
-        if found.contained or allow_code_execution:
-            return ""
-        return f"programs would run with {found.name} only ({found.missing}); --allow-code-execution runs them"
-
-    def _metric_name(self) -> str:
-        return f"pass@{self.k}"
-
-    def _other_metrics(self) -> tuple[str, ...]:
-        return ("pass@1",) if self.k > 1 else ()
-
-    def _estimate(self, rows: Sequence[Row], metric: str) -> Estimate:
-        if metric != "pass@1":
-            return super()._estimate(rows, metric)
-        return mean([row["statuses"].count("passed") / len(row["statuses"]) for row in rows])
-
-    def _details(self, rows: Sequence[Row]) -> dict[str, Any]:
-        from mcbench.sandbox import isolation
-
-        return {"isolation": isolation().name} if rows else {}
-
-    def _prepare(self, lm: LanguageModel, items: Sequence[CodeItem], limit: int | None, sink: Path | None) -> str:
-        if sink is None:
-            raise BadInput("programs that are not run need a file to go to")
-        file = SampleFile(completions_of(sink), self._completions_owner(lm.fingerprint, limit))
-        rows = file.read()
-        self._require_own(rows, items, file.path)
-        new = (row for batch in self._write(lm, items, frozenset(rows)) for row in _keep_new(batch, rows, file))
-        for at, row in track(new, len(items) - len(rows), self.name):
-            rows[at] = row
-        return f"generated, not run: `mcbench score {file.path}` runs them"
-
-    def _written(
-        self, lm: LanguageModel, items: Sequence[CodeItem], limit: int | None, sink: Path | None
-    ) -> Mapping[int, Row]:
-        if sink is None or not completions_of(sink).exists():
-            return {}
-        file = SampleFile(completions_of(sink), self._completions_owner(lm.fingerprint, limit))
-        rows = file.read()
-        self._require_own(rows, items, file.path)
-        return rows
-
-    def _score(self, written: Mapping[int, Row], items: Sequence[CodeItem]) -> Iterator[dict[int, Row]]:
-        order = sorted(written)
-        for start in range(0, len(order), PROGRAMS_AT_A_TIME):
-            yield self._run({at: written[at] for at in order[start : start + PROGRAMS_AT_A_TIME]}, items)
-
-    def _completions_owner(self, fingerprint: str, limit: int | None) -> dict[str, Any]:
-        parameters = json.loads(json.dumps(dataclasses.asdict(self)))
-        return {"protocol": self.protocol, "model": fingerprint, "limit": limit, "parameters": parameters}
-
-    def _write(self, lm: LanguageModel, items: Sequence[CodeItem], done: Collection[int]) -> Iterator[dict[int, Row]]:
-        """What the model writes for each problem, batch by batch."""
-        from mcbench.evaluation import Prompt, Sampling
-
-        prompts = [Prompt(item.prompt, item.stop, item.max_new_tokens) for item in items]
-        sampling = (
-            Sampling(self.temperature, self.top_p, self.samples, self.sampling_seed) if self.samples > 1 else None
-        )
-        for batch in lm.generate_batches(prompts, sampling, done):
-            yield {
-                at: {
-                    **_identify(items[at], items[at].prompt),
-                    "completions": [completion.text for completion in completions],
-                    "tokens": [completion.tokens for completion in completions],
-                    "truncated": max(completion.truncated for completion in completions),
-                }
-                for at, completions in batch.items()
-            }
-
-    def _answer(self, lm: LanguageModel, items: Sequence[CodeItem], done: Collection[int]) -> Iterator[dict[int, Row]]:
-        for batch in self._write(lm, items, done):
-            yield self._run({at: row for at, row in batch.items() if at not in done}, items)
-
-    def _run(self, batch: Mapping[int, Row], items: Sequence[CodeItem]) -> dict[int, Row]:
-        """Runs the programs of all completions of a batch."""
-        from mcbench.sandbox import run_programs
-
-        programs = [
-            f"{items[at].prompt}{completion}\n{items[at].tests}\n"
-            for at, row in batch.items()
-            for completion in row["completions"]
-        ]
-        outcomes = iter(run_programs(programs, cpu_seconds=self.cpu_seconds, wall_seconds=2 * self.cpu_seconds + 2))
-        return {at: self._row(row, [next(outcomes) for _ in row["completions"]]) for at, row in batch.items()}
-
-    def _row(self, written: Row, outcomes: Sequence[Any]) -> Row:
-        passed = sum(outcome.status == "passed" for outcome in outcomes)
-        share = pass_at_k(len(outcomes), passed, self.k)
-        return {
-            **{key: written[key] for key in ("id", "group", "prompt", "completions")},
-            "statuses": [outcome.status for outcome in outcomes],
-            "messages": [outcome.message for outcome in outcomes],
-            "pass@k": share,
-            "correct": passed > 0 if self.samples == 1 else share,
-            "tokens": written["tokens"],
-            "truncated": written["truncated"],
-        }
-
-
-@dataclass(frozen=True)
-class PerplexityTask(Task):
-    """Token perplexity: exp(nats per token); where texts are scored whole, words and bytes are other units of the loss.
-
-    `window`: tokens predicted at a time, 0 for the model's whole window. `style`: "rolling" scores every token of
-    every text; "disjoint" joins all texts first with `separator`, cuts whole windows and drops the rest (GPTQ's way).
-    The standard error is a bootstrap over windows: tokens within one are not independent.
-    """
-
-    metric: ClassVar[str] = "perplexity"
-    higher_is_better: ClassVar[bool] = False
-    _one_sample_an_item: ClassVar[bool] = False  # but one a window
-
-    window: int = 0
-    style: Literal["rolling", "disjoint"] = "rolling"
-    separator: str = "\n\n"
-
-    def __post_init__(self) -> None:
-        require_window(self, self.window)
-
-    def items(self) -> Sequence[TextItem]:
-        """The texts."""
-        raise NotImplementedError
-
-    def require_room(self, window: int) -> None:
-        """The windows must fit into the model's; BadInput where they do not."""
-        require_window_room(self, self.window, window)
-
-    def _most_windows(self) -> int | None:
-        """How many windows are scored at most; None for all."""
-        return None
-
-    def _first(self, items: Sequence[Any], limit: int | None) -> tuple[Sequence[Any], bool]:
-        if self.style == "rolling":
-            return super()._first(items, limit)
-        most = min((n for n in (limit, self._most_windows()) if n is not None), default=None)
-        return [_Joined("all", self.separator.join(item.text for item in items), most=most)], limit is not None
-
-    def _some(self, items: Sequence[Any], few: int) -> Sequence[Any]:
-        if not isinstance(items[0], _Joined):
-            return super()._some(items, few)
-        (text,) = items
-        return [dataclasses.replace(text, most=few if text.most is None else min(few, text.most))]
-
-    def _answer(self, lm: LanguageModel, items: Sequence[TextItem], done: Collection[int]) -> Iterator[dict[int, Row]]:
-        texts, window, most = self._cut(items)
-        for batch in lm.perplexity_batches(texts, window, self.style, done, most):
-            yield {
-                at: {
-                    **_identify(items[window.text], items[window.text].text),
-                    "loss": window.loss,
-                    "tokens": window.tokens,
-                    "words": window.words,
-                    "bytes": window.bytes,
-                    "truncated": 0,
-                }
-                for at, window in batch.items()
-            }
-
-    def _cut(self, items: Sequence[TextItem]) -> tuple[list[str], int | None, int | None]:
-        """The texts, the window, and how many windows are scored at most."""
-        most = items[0].most if isinstance(items[0], _Joined) else None
-        return [item.text for item in items], self.window or None, most
-
-    def _samples_expected(self, lm: LanguageModel, items: Sequence[TextItem]) -> int:
-        texts, window, most = self._cut(items)
-        return lm.count_windows(texts, window, self.style, most)
-
-    def _details(self, rows: Sequence[Row]) -> dict[str, Any]:
-        return {"tokens": sum(row["tokens"] for row in rows), "windows": len(rows)}
-
-    def _estimate(self, rows: Sequence[Row], metric: str) -> Estimate:
-        unit = {"perplexity": "tokens", "word_perplexity": "words", "byte_perplexity": "bytes"}[metric]
-        return perplexity([row["loss"] for row in rows], [row[unit] for row in rows], [row["id"] for row in rows])
-
-    def _other_metrics(self) -> tuple[str, ...]:
-        # words and bytes are those of whole texts, of which whole windows leave a rest
-        return ("word_perplexity", "byte_perplexity") if self.style == "rolling" else ()
-
-
 def score_choices(
     lm: LanguageModel, items: Sequence[Sequence[tuple[str, str]]], done: Collection[int]
 ) -> Iterator[dict[int, list[LogLikelihood]]]:
@@ -599,13 +295,6 @@ def score_choices(
             open_items.setdefault(owner[n], {})[n - start[owner[n]]] = score
         full = [at for at in dict.fromkeys(owner[n] for n in batch) if len(open_items[at]) == len(items[at])]
         yield {at: [score for _, score in sorted(open_items.pop(at).items())] for at in full}
-
-
-@dataclass(frozen=True)
-class _Joined(TextItem):
-    """All texts as one, of which at most so many windows are scored."""
-
-    most: int | None = None
 
 
 def require_prompt_room(task: Task, new_tokens: Iterable[int], window: int) -> None:
@@ -812,7 +501,7 @@ def load_samples(path: Path) -> tuple[dict[str, Any], list[Row]]:
     return owner, [row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: int(pair[0]))]
 
 
-def _keep_new(batch: Mapping[int, Row], rows: Mapping[int, Row], file: SampleFile | None) -> Iterator[tuple[int, Row]]:
+def keep_new(batch: Mapping[int, Row], rows: Mapping[int, Row], file: SampleFile | None) -> Iterator[tuple[int, Row]]:
     """The samples of a batch that are not known yet, written to the file first."""
     # through JSON and back, so that a resumed run holds exactly what an uninterrupted one holds
     new = {at: json.loads(json.dumps(row)) for at, row in batch.items() if at not in rows}
@@ -821,25 +510,8 @@ def _keep_new(batch: Mapping[int, Row], rows: Mapping[int, Row], file: SampleFil
     yield from new.items()
 
 
-def _choice_row(item: ChoiceItem, scores: Sequence[LogLikelihood], metric: str) -> Row:
-    values = [score.value for score in scores]
-    lengths = [max(1, len(choice.removeprefix(" "))) for choice in item.choices]
-    likeliest = max(range(len(values)), key=lambda n: values[n])
-    per_character = max(range(len(values)), key=lambda n: values[n] / lengths[n])
-    correct = {"acc": likeliest == item.gold, "acc_norm": per_character == item.gold}
-    return {
-        **_identify(item, item.context),
-        "loglikelihoods": values,
-        "answer": likeliest if metric == "acc" else per_character,
-        "gold": item.gold,
-        **correct,
-        "correct": correct[metric],
-        "tokens": [score.tokens for score in scores],
-        "truncated": max(score.truncated for score in scores),
-    }
-
-
-def _identify(item: Item, prompt: str) -> Row:
+def identify(item: Item, prompt: str) -> Row:
+    """The beginning of a sample: which item it answers and a digest of what was asked."""
     prompt_digest = hashlib.sha256(prompt.encode()).hexdigest()[:16]
     shared = {"passage": item.passage} if item.passage else {}
     return {"id": item.id, "group": item.group, **shared, "prompt": prompt_digest}

@@ -9,7 +9,7 @@ from typing import Literal
 from mcbench.datasets import load
 from mcbench.errors import BadInput
 from mcbench.items import TextItem
-from mcbench.task import PerplexityTask
+from mcbench.kinds import PerplexityTask
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mcbench.datasets import load
 from mcbench.errors import BadInput
 from mcbench.items import CodeItem
-from mcbench.task import CodeTask
+from mcbench.kinds import CodeTask
 
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 

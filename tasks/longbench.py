@@ -7,13 +7,14 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mcbench.datasets import load
 from mcbench.items import GenerationItem
-from mcbench.task import Estimate, GenerationTask, Row, mean
+from mcbench.kinds import GenerationTask
+from mcbench.task import Estimate, Row, mean
 
 
 class Rule(NamedTuple):
@@ -60,13 +61,19 @@ class LongBench(GenerationTask):
     def _group_of_tasks(self) -> bool:
         return True
 
-    def _row(self, item: GenerationItem, completion: Any) -> Row:
-        gold: Mapping[str, list[str]] = json.loads(item.answer)
-        rule = RULES[item.group]
-        score = max(rule.score(completion.text, answer, gold["classes"]) for answer in gold["answers"])
-        row = super()._row(item, completion)
-        del row["exact_match"]
-        return {**row, "answer": completion.text, "gold": gold["answers"], "score": score, "correct": score}
+    def extract(self, text: str) -> str:
+        """All of it: each set has a rule of its own."""
+        return text
+
+    def gold(self, item: GenerationItem) -> list[str]:
+        """Every reference."""
+        found: list[str] = json.loads(item.answer)["answers"]
+        return found
+
+    def score(self, item: GenerationItem, text: str) -> float:
+        """The score of the best reference by the rule of the set."""
+        classes = json.loads(item.answer)["classes"]
+        return max(RULES[item.group].score(text, answer, classes) for answer in self.gold(item))
 
     def _other_metrics(self) -> tuple[str, ...]:
         return ("mean_of_sets",)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mcbench.items import ChoiceItem
+from mcbench.kinds import ChoiceTask
 from mcbench.reference import items
-from mcbench.task import ChoiceTask
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mcbench.items import CodeItem
+from mcbench.kinds import CodeTask
 from mcbench.reference import items
-from mcbench.task import CodeTask
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mcbench.items import GenerationItem
+from mcbench.kinds import GenerationTask
 from mcbench.reference import items
-from mcbench.task import GenerationTask
 
 
 @dataclass(frozen=True)

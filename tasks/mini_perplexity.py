@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mcbench.items import TextItem
+from mcbench.kinds import PerplexityTask
 from mcbench.reference import items
-from mcbench.task import PerplexityTask
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from mcbench.datasets import load
 from mcbench.items import TextItem
-from mcbench.task import PerplexityTask
+from mcbench.kinds import PerplexityTask
 
 
 @dataclass(frozen=True)

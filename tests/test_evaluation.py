@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from tiny import tiny_tokenizer, tiny_transformer
 
 from mcbench.errors import BadInput, CheckFailed
-from mcbench.evaluation import Completion, LanguageModel, Prompt, Sampling
+from mcbench.evaluation import Completion, LanguageModel, Prompt, Sampling, _Chooser
 
 ARCHITECTURES = ("mixtral", "qwen2_moe", "gpt_oss", "jamba")  # plain, shared experts, sliding window, recurrent
 TOLERANCE = 1e-4
@@ -270,6 +271,37 @@ def test_samples_follow_the_models_distribution() -> None:
         if text.isascii() and text.isprintable() and text:  # half a character is not told from another half
             found = sum(c.text == text for c in drawn) / n
             assert abs(found - share[token]) < 5 * math.sqrt(share[token] * (1 - share[token]) / n)
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.3, 0.8, 0.95])
+def test_samples_come_from_the_smallest_set_of_that_probability(top_p: float) -> None:
+    """Chi-square of 20,000 draws from twenty tokens, two of them equal, against the set cut by hand."""
+    share = np.array([0.2, 0.13, 0.13, *[0.04] * 9, *[0.0225] * 8])
+    place = np.random.default_rng(0).permutation(len(share))
+    expected = np.zeros(len(share))
+    order = np.lexsort((place, -share))  # likelier first, of equals the lower id
+    kept = np.cumsum(share[order]) - share[order] < top_p
+    expected[place[order[kept]]] = share[order[kept]] / share[order[kept]].sum()
+    n = 20_000
+    logits = torch.zeros(len(share), dtype=torch.double)
+    logits[torch.from_numpy(place)] = torch.from_numpy(np.log(share))
+    choose = _Chooser(Sampling(temperature=1.0, top_p=top_p), [(0, at) for at in range(n)])
+    found = np.bincount(choose(logits.expand(n, -1), range(n)).numpy(), minlength=len(share))
+    assert found[expected == 0].sum() == 0
+    inside = expected > 0
+    if inside.sum() > 1:
+        assert scipy.stats.chisquare(found[inside], n * expected[inside]).pvalue > 1e-4
+
+
+def test_a_row_draws_the_same_in_any_company() -> None:
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
+    rows = [(at, 0) for at in range(6)]
+    sampling = Sampling(temperature=2.0, top_p=0.2)  # most draws are rejected
+    together = _Chooser(sampling, rows)
+    apart = [_Chooser(sampling, rows) for _ in rows]
+    for _ in range(20):
+        alone = [int(choose(logits[[at]], [at])[0]) for at, choose in enumerate(apart)]
+        assert together(logits, range(6)).tolist() == alone
 
 
 def test_other_seeds_give_other_samples() -> None:

@@ -73,8 +73,8 @@ def by_lm_eval(task: HarnessTask, lm: Any, count: int) -> dict[str, Any]:
     """lm-eval's own run of the same rows: its requests, its loop, its metrics, by any of its backends."""
     from lm_eval.evaluator import evaluate
 
-    (part,) = task._parts(items_of(task)[:count])  # type: ignore[arg-type]
-    made = task._task(part)
+    (part,) = task.parts(items_of(task)[:count])  # type: ignore[arg-type]
+    made = part.task
     found: dict[str, Any] = evaluate(lm, {made.task_name: made}, bootstrap_iters=0)
     return {"results": found["results"][made.task_name], "samples": found["samples"][made.task_name]}
 
@@ -87,7 +87,7 @@ def hflm(lm: LanguageModel, batch_size: int = 4) -> Any:
 
 def first_answers(task: HarnessTask, lm: LanguageModel, count: int) -> Scores:
     """Our scores of the same first rows, where a limit would ask so many of each subject."""
-    rows = [row for batch in task._answer(lm, items_of(task)[:count], ()) for row in batch.values()]  # type: ignore[arg-type]
+    rows = [row for batch in task._answer(lm, items_of(task)[:count], ()) for row in batch.values()]
     return task._scores(rows, 0.0, True)
 
 
@@ -124,9 +124,9 @@ def test_requests_are_those_that_lm_eval_builds(name: str) -> None:
 
     for settings in [{}, {"examples": "drawn"}] if name == "gsm8k" else [{}]:
         task = official(name, **settings)
-        (part,) = task._parts(items_of(task)[:12])  # type: ignore[arg-type]
-        ours = [request.args for requests in requests_of(task._task(part)) for request in requests]
-        theirs = task._task(part)
+        (part,) = task.parts(items_of(task)[:12])  # type: ignore[arg-type]
+        ours = [request.args for requests in requests_of(part.task) for request in requests]
+        theirs = next(task.parts(items_of(task)[:12])).task  # type: ignore[arg-type]
         theirs.build_all_requests()
         assert ours == [request.args for request in theirs.instances]
 
@@ -148,7 +148,7 @@ def test_whole_splits_give_the_requests_and_metrics_that_an_older_lm_eval_stored
 
     targets = json.loads((DATA / "lm_eval_targets" / "lm_eval_v0_targets.json").read_text())
     task = official(name)
-    asked = task._ask(items_of(task))  # type: ignore[arg-type]
+    asked = task._ask(items_of(task))
     random.Random(42).shuffle(asked)
     turn = -1 if name == "boolq" else 1  # it asked for yes before no
     requests = [list(request.args) for each in asked for request in each.requests[::turn]]
@@ -207,7 +207,7 @@ def test_shuffled_requests_get_the_same_answers() -> None:
 
 def ask(name: str, count: int) -> list[list[Any]]:
     task = official(name)
-    return [each.requests for each in task._ask(items_of(task)[:count])]  # type: ignore[arg-type]
+    return [each.requests for each in task._ask(items_of(task)[:count])]
 
 
 @pytest.mark.parametrize("name", ("piqa", "mmlu", "gsm8k", "wikitext2-word"))
@@ -264,7 +264,7 @@ def test_guessing_is_worth_one_choice_in_all(name: str, chance: float) -> None:
 def test_mmlu_weighs_a_subject_by_its_size() -> None:
     task, lm = official("mmlu"), language_model()
     some = [item for item in items_of(task) if item.group in ("astronomy", "anatomy")]
-    rows = [row for batch in task._answer(lm, some[125:160], frozenset()) for row in batch.values()]  # type: ignore[arg-type]
+    rows = [row for batch in task._answer(lm, some[125:160], frozenset()) for row in batch.values()]
     sizes = {group: sum(row["group"] == group for row in rows) for group in ("astronomy", "anatomy")}
     scores = task._scores(rows, 0.0, True)
     assert sizes == {"anatomy": 10, "astronomy": 25}
@@ -301,7 +301,7 @@ def test_a_tokenizer_without_special_tokens_is_enough_where_there_is_a_context()
 
 def test_an_empty_completion_is_kept_and_wrong() -> None:
     task = official("gsm8k")
-    (asked,) = task._ask(items_of(task)[:1])  # type: ignore[arg-type]
+    (asked,) = task._ask(items_of(task)[:1])
     row = task._text_row(asked, Completion("", 0, "end", 0))
     assert (row["text"], row["finish"], row["tokens"], row["correct"]) == ("", "end", 0, 0.0)
     assert row["strict-match"] == row["flexible-extract"] == "[invalid]"

@@ -33,9 +33,10 @@ from mcbench.datasets import data_folder, look
 from mcbench.errors import BadInput, UnknownName
 from mcbench.evaluation import LanguageModel
 from mcbench.items import ChoiceItem, GenerationItem, TextItem
+from mcbench.kinds import ChoiceTask, GenerationTask, PerplexityTask
 from mcbench.pipeline import Exam, run
 from mcbench.sweep import TRIED_ITEMS, make_grid, plan
-from mcbench.task import ChoiceTask, GenerationTask, PerplexityTask, SampleFile, Task, items_of, perplexity, spread
+from mcbench.task import SampleFile, Task, items_of, perplexity, spread
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real sets are not beside this checkout")
@@ -464,7 +465,7 @@ def test_a_folder_that_may_not_be_read_is_not_an_empty_one(folder: Path) -> None
 GROUPS = '''
 from dataclasses import dataclass
 from mcbench.items import ChoiceItem
-from mcbench.task import ChoiceTask
+from mcbench.kinds import ChoiceTask
 
 @dataclass(frozen=True)
 class Groups(ChoiceTask):

@@ -10,6 +10,7 @@ import random
 import re
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,9 +22,10 @@ from mcbench.composition import defaults
 from mcbench.datasets import FOLDER_VARIABLE, data_folder, load
 from mcbench.errors import BadInput, UnknownName
 from mcbench.evaluation import Completion, LanguageModel
+from mcbench.kinds import CodeTask, PerplexityTask
 from mcbench.sandbox import isolation, run_programs
 from mcbench.scoring import score
-from mcbench.task import CodeTask, PerplexityTask, Task, completions_of, items_of, mean, pass_at_k
+from mcbench.task import Task, completions_of, items_of, mean, pass_at_k
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real sets are not beside this checkout")
@@ -194,6 +196,7 @@ class Writes:
     """A model that writes the right program in as many of its samples as it is told, problem by problem."""
 
     fingerprint = "writes"
+    tokenizer = SimpleNamespace(eos_token="</s>")
 
     def __init__(self, right: list[int], samples: int) -> None:
         self.right, self.samples, self.asked = right, samples, 0
@@ -319,6 +322,7 @@ def test_who_copies_the_number_finds_the_needle() -> None:
 
     class Reads:
         fingerprint = "reads"
+        tokenizer = SimpleNamespace(eos_token="</s>")
 
         def generate_batches(self, prompts: Any, sampling: Any = None, done: Any = ()) -> Any:
             for at, prompt in enumerate(prompts):

@@ -27,20 +27,9 @@ from mcbench.errors import BadInput, UnknownName
 from mcbench.evaluation import LanguageModel
 from mcbench.harness import HarnessTask
 from mcbench.items import ChoiceItem, CodeItem, GenerationItem, RowItem, TextItem
+from mcbench.kinds import ChoiceTask, CodeTask, GenerationTask, PerplexityTask
 from mcbench.sandbox import Isolation
-from mcbench.task import (
-    ChoiceTask,
-    CodeTask,
-    GenerationTask,
-    PerplexityTask,
-    SampleFile,
-    Scores,
-    Task,
-    items_of,
-    mean,
-    pass_at_k,
-    perplexity,
-)
+from mcbench.task import SampleFile, Scores, Task, items_of, mean, pass_at_k, perplexity
 
 NAMES = TASKS.names()
 MINIATURES = [name for name in NAMES if name.startswith("mini-")]  # their data is made by the package
@@ -335,7 +324,7 @@ def test_a_limit_leaves_what_lm_evals_leaves_of_each_subject() -> None:
 
     task, lm = Subjects(), language_model()
     scores = task.evaluate(lm, limit=4)
-    made = [task._task(part) for part in task._parts(items_of(task))]  # type: ignore[arg-type]
+    made = [part.task for part in task.parts(items_of(task))]  # type: ignore[arg-type]
     backend = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=4)
     found = evaluate(backend, {each.task_name: each for each in made}, limit=4, bootstrap_iters=0)["samples"]
     theirs = [(sample["doc"]["question"], sample["acc"]) for each in made for sample in found[each.task_name]]
