@@ -289,8 +289,6 @@ class CodeTask(ItemTask):
 
     def _write(self, lm: LanguageModel, items: Sequence[CodeItem], done: Collection[int]) -> Iterator[dict[int, Row]]:
         """What the model writes for each problem, batch by batch."""
-        if set(done).issuperset(range(len(items))):
-            return
         from mcbench.evaluation import Sampling
 
         sampling = (

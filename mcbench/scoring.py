@@ -6,7 +6,8 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from mcbench.catalogue import TASKS, task_with
 from mcbench.errors import BadInput
@@ -49,6 +50,7 @@ class _Writer:
 
     fingerprint: str
     path: Path
+    tokenizer: ClassVar[Any] = SimpleNamespace(eos_token=None)
 
     def generate_batches(self, prompts: Sequence[Any], sampling: Any, done: Collection[int]) -> Iterator[Any]:
         if len(done) < len(prompts):
