@@ -71,10 +71,15 @@ def _run(options: argparse.Namespace) -> int:
         data_dir=options.data_dir,
         widths=_widths(options.widths),
         quiet=options.quiet or options.json,
-        command=sys.argv,
+        command=_command_line(),
     )
     print(record.to_json() if options.json else table(record))
     return DONE
+
+
+def _command_line() -> list[str]:
+    """The command line for the record, without the folder that the program lies in."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
 def _widths(text: str) -> tuple[int, ...]:
@@ -201,7 +206,7 @@ def _profile(options: argparse.Namespace) -> int:
              "dtype", "grid", "warmup", "repeats", "out")  # fmt: skip
     asked = {name: value for name in names if (value := getattr(options, name)) is not None}
     quiet = options.quiet or options.json
-    found = profile(**asked, widths=_widths(options.widths), quiet=quiet, command=sys.argv)
+    found = profile(**asked, widths=_widths(options.widths), quiet=quiet, command=_command_line())
     print(found.to_json() if options.json else profile_table(found))
     return DONE
 

@@ -27,6 +27,7 @@ class C4(PerplexityTask):
     windows: int = 256
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.documents < 1 or self.windows < 1:
             raise BadInput(f"c4 needs at least 1 document and 1 window, not {self.documents} and {self.windows}")
 

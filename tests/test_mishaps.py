@@ -200,6 +200,7 @@ def test_words_are_no_unit_of_windows_that_leave_a_rest() -> None:
     [
         ("wikitext2(window=-5)", "wikitext2 reads windows of 2 tokens or more, or 0 for the model's own, not -5"),
         ("wikitext2(window=1)", "2 tokens or more"),
+        ("c4(window=-3)", "c4 reads windows of 2 tokens or more"),
         ("wikitext2-word(window=-1)", "wikitext2-word reads windows of 2 tokens or more"),
         ("mmlu-5shot(shots=-2)", "mmlu-5shot shows 0 examples or more before a question, not -2"),
         ("humaneval(temperature=0)", "temperature > 0"),

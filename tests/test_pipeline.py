@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tiny import tiny_folder, tiny_text
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import mcbench
-from mcbench.cli import main
+from mcbench.cli import _command_line, main
 from mcbench.pipeline import run
 from mcbench.record import Record
 from mcbench.task import SampleFile
@@ -318,3 +319,8 @@ def test_a_record_can_be_printed_as_json(model: Path, tmp_path: Path, capsys: py
 def test_fields_of_a_record_are_not_lost_by_dataclass_copies(first: tuple[Record, Path]) -> None:
     record, _ = first
     assert dataclasses.replace(record) == record
+
+
+def test_the_command_of_a_record_does_not_say_where_the_program_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/opt/environment/bin/mcbench", "run", "--bits", "2.05"])
+    assert _command_line() == ["mcbench", "run", "--bits", "2.05"]
