@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PADDING = 256  # tokens of padding in a batch: about what another forward costs on top of its tokens
+PADDING = 512  # tokens of padding in a batch: about what another forward costs on top of its tokens
 SCORED_AT_ONCE = 2**18  # logits, so that several passes over them stay in the processor's cache
 TEXTS_AT_A_TIME = 1024  # for the tokenizer, so that its progress shows
 DRAWS = 4  # of a token, before a vocabulary is sorted instead

@@ -88,7 +88,9 @@ class ChoiceTask(ItemTask):
     def _definition(self, items: Sequence[ChoiceItem]) -> dict[str, Any]:
         for item in items:
             if not all(choice.startswith(" ") and choice.strip() for choice in item.choices):
-                raise BadInput(f"a choice is a space and a text; item {item.id!r} has {list(item.choices)}")
+                raise BadInput(
+                    f"item {item.id!r} of {self.name} has the choices {list(item.choices)}: begin each with a space"
+                )
         metrics = [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")]
         return {
             "output_type": "multiple_choice",
@@ -269,6 +271,8 @@ class CodeTask(ItemTask):
     def _definition(self, items: Sequence[CodeItem]) -> dict[str, Any]:
         def judge(row: Mapping[str, int], texts: Sequence[str]) -> dict[str, float]:
             """Of one program alone, for lm-eval's own loop; here those of a batch run together."""
+            if unable := self._unable(allow_code_execution=False):
+                raise BadInput(f"{self.name}: {unable}")
             item = items[row["place"]]
             return {"passed": float(self._outcomes([_program(item, texts[0])])[0].status == "passed")}
 
@@ -341,7 +345,9 @@ class PerplexityTask(ItemTask):
 
     `window`: tokens predicted at a time, 0 for the model's whole window. `style`: "rolling" scores every token of
     every text; "disjoint" joins all texts first with `separator`, cuts whole windows and drops the rest (GPTQ's way).
-    The standard error is a bootstrap over windows: tokens within one are not independent.
+    The standard error is a bootstrap over windows: tokens within one are not independent. Words are what whitespace
+    parts; lm-eval counts an empty one more at an end with whitespace. As a task of lm-eval (`parts`) it reads text by
+    text, rolling, whatever the style: lm-eval has no other.
     """
 
     metric: ClassVar[str] = "perplexity"

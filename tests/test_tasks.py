@@ -88,6 +88,24 @@ def without_time(scores: Scores) -> Scores:
     return dataclasses.replace(scores, seconds=0.0)
 
 
+def test_a_choice_that_does_not_begin_with_a_space_is_named() -> None:
+    @dataclass(frozen=True)
+    class Glued(ChoiceTask):
+        def items(self) -> Sequence[ChoiceItem]:
+            return [ChoiceItem("7", "so", (" a", "b"), 0)]
+
+    with pytest.raises(BadInput, match=r"item '7' of .* has the choices \[' a', 'b'\]: begin each with a space"):
+        Glued().evaluate(language_model())
+
+
+def test_lm_evals_loop_runs_no_program_that_is_not_confined(monkeypatch: pytest.MonkeyPatch) -> None:
+    weak = Isolation("rlimits", False, "no namespaces", "limits")
+    monkeypatch.setattr(mcbench.sandbox, "isolation", lambda: weak)
+    (part,) = Programs().parts(Programs().items())
+    with pytest.raises(BadInput, match="no namespaces"):
+        part.task.process_results({"place": 0}, [""])
+
+
 # -- every miniature
 
 
