@@ -1,6 +1,6 @@
 """Do the papers' allocations beat plain ones on the reference models, and why or why not? Perplexity and task scores.
 
-    python benchmarks/findings.py run --model reference --seeds 0,1,2 --out benchmarks/results/findings-reference.json
+    python benchmarks/findings.py run --model reference --seeds 0,1 --out benchmarks/results/findings-reference.json
     python benchmarks/findings.py tell benchmarks/results/findings-*.json --out leaderboards/findings
 
 `run` makes four studies. "allocation": every allocation at several budgets, with the same quantiser. "quantiser":

@@ -20,13 +20,14 @@ from mcbench.errors import BadInput, CheckFailed
 from mcbench.files import write_whole
 from mcbench.page import Cell, Head, Line, Sheet, Significance, page, read_significance
 from mcbench.record import FILE_NAME, Record, Result
-from mcbench.report import bit_figure, is_share, metric_name, suite_figure, with_error
+from mcbench.report import asked_share, bit_figure, is_share, metric_name, suite_figure, with_error
 from mcbench.speed import DEQUANTISED, Profile, SpeedTable, find_profiles, speed_lines, speed_tables
 from mcbench.suites import SuiteMean, suite_means
 
 MARKDOWN, CSV, LATEX, HTML = "README.md", "leaderboard.csv", "leaderboard.tex", "leaderboard.html"
 SPEED_CSV = "speed.csv"  # only where there are profiles
 NOTES = "notes.md"
+ASKED = "§"  # after a score
 CLEAR_ERRORS = 2  # standard errors beyond which a paired difference is marked
 SAME_BASELINE = 1e-3  # relative: two machines may differ that much in the score of the same uncompressed model
 BITS = ("asked", "experts", "label", "whole model", "stored")
@@ -342,10 +343,7 @@ def _rows(table: Table) -> list[list[str]]:
         [
             _method(table, record),
             *_bits(record),
-            *(
-                with_error(cell, cell.value, cell.standard_error) if (cell := table.cell(record, column)) else ""
-                for column in table.columns
-            ),
+            *(_scored(cell) if (cell := table.cell(record, column)) else "" for column in table.columns),
             *(_mean(table, record, columns) for columns in table.means().values()),
             *(suite_figure(mean.score(record.results)) for mean in table.suites()),
         ]
@@ -404,6 +402,8 @@ def _facts(table: Table) -> list[str]:
     calibrated = next((r.calibration for r in table.records if r.calibration), None)
     if calibrated:
         facts.append(f"calibrated on {calibrated.source}, {calibrated.tokens} tokens, {calibrated.digest[:12]}")
+    if any(asked_share(result) is not None for record in table.records for result in record.results):
+        facts.append(f"{ASKED} the method was calibrated on text that this task asks")
     return facts
 
 
@@ -482,7 +482,12 @@ def _bit_cells(record: Record) -> list[Cell]:
 def _score(result: Result | None) -> Cell:
     if result is None:
         return Cell()
-    return _scaled(result, with_error(result, result.value, result.standard_error), result.value, result.standard_error)
+    return _scaled(result, _scored(result), result.value, result.standard_error)
+
+
+def _scored(cell: Result) -> str:
+    """The score with its error, marked where the method was calibrated on what the task asks."""
+    return f"{with_error(cell, cell.value, cell.standard_error)}{ASKED * (asked_share(cell) is not None)}"
 
 
 def _change(result: Result | None) -> Cell:

@@ -128,6 +128,7 @@ class Bench:
         self._texts: dict[tuple[str | None, int | None, int | None, int], CalibrationData] = {}
         self._stores: dict[tuple[str, str, tuple[int, ...]], ExpertStore] = {}
         self._measured: dict[tuple[object, ...], Any] = {}
+        self._overlaps: dict[str, dict[str, float]] = {}  # calibration text -> protocol -> share
 
     @classmethod
     def load(cls, model: str, dtype: str, device: str, exam: Exam) -> Bench:
@@ -205,8 +206,29 @@ class Bench:
                 routing, after = _routing(policy, moe, learnt, pruned, after), pruned
             with clock.stage("fidelity"):
                 distance = self._fidelity(learnt.identity, policy) if after is not before else None
+            after = self._note_overlap(after, data) if data is not None else after
             record = _record(composition, moe, learnt, before, after, clock, seed, command, routing, distance)
         return record, record.save(after.folder / FILE_NAME)
+
+    def _note_overlap(self, answers: Answers, data: CalibrationData) -> Answers:
+        """The answers, with the share of the calibration text that a task asks where that is more than set phrases."""
+        from mcbench.overlap import DETAIL, NOTED, runs_of, share_asked
+        from mcbench.task import items_of
+
+        if data.digest not in self._overlaps:
+            with inner("calibration text in tasks"):
+                texts = self.moe.tokenizer.batch_decode(data.input_ids.tolist(), skip_special_tokens=True)
+                runs = runs_of(texts)
+                found = {task.protocol: share_asked(runs, items_of(task)) for task in self.exam.tasks}
+            self._overlaps[data.digest] = {name: share for name, share in found.items() if share >= NOTED}
+        shares = self._overlaps[data.digest]
+        scores = tuple(
+            (task, dataclasses.replace(found, details={**found.details, DETAIL: shares[task.protocol]}))
+            if task.protocol in shares
+            else (task, found)
+            for task, found in answers.scores
+        )
+        return dataclasses.replace(answers, scores=scores)
 
     def _read_original(self) -> None:
         """Lets the model, which is uncompressed now, read the text of the first task that has one."""

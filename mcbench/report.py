@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from mcbench.datasets import Found
+from mcbench.overlap import DETAIL
 from mcbench.record import Record, Result, Routing
 from mcbench.suites import SuiteScore, suite_means
 from mcbench.task import Scores
@@ -212,6 +213,8 @@ def _caveats(record: Record) -> Iterator[tuple[str, str]]:
     for result in record.results:
         if result.skipped:
             yield "skipped", f"{result.task}: {result.skipped}"
+        if (share := asked_share(result)) is not None:
+            yield "calibrated", f"on text that {result.task} asks: {100 * share:.0f} % of the calibration text"
         if result.truncated:
             yield "truncated", f"{result.task}: {result.truncated} samples lost tokens to the model's window"
     if record.routing is not None:
@@ -260,6 +263,12 @@ def _sum(parts: Iterable[tuple[str, str]], total: str) -> str:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:.2f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
+
+
+def asked_share(result: Result) -> float | None:
+    """Which share of the calibration text the task asks; None where that is no more than set phrases, or unknown."""
+    share = result.details.get(DETAIL)
+    return share if isinstance(share, float) else None
 
 
 def note(name: str, text: str) -> str:

@@ -74,7 +74,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Task:
-    """Base of everything in `tasks/`: subclass one of the four kinds below once per file and give its items.
+    """Base of everything in `tasks/`: subclass one of the kinds in `mcbench.kinds` or `mcbench.harness` once per file.
 
     Fields are the task's parameters. `counterpart` names the benchmark a miniature stands for, or is empty. Raise
     `version` when the way of asking changes: it is part of the protocol id.

@@ -61,6 +61,7 @@ ORDER = (
     "harness",
     "kinds",
     "needles",
+    "overlap",
     "comparison",
     "catalogue",
     "scoring",
