@@ -709,10 +709,19 @@ class LanguageModel:
     def _decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         if not rows:
             return []
-        texts = self.tokenizer.batch_decode(
-            [list(row) for row in rows], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return [str(text) for text in texts]
+        ids = [list(row) for row in rows]
+        if self._decodes_at_once:
+            return list(self.tokenizer.backend_tokenizer.decode_batch(ids, skip_special_tokens=True))
+        return list(self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    @functools.cached_property
+    def _decodes_at_once(self) -> bool:
+        """Whether transformers would ask the library behind the tokenizer for one row after the other."""
+        from transformers import PreTrainedTokenizerFast
+
+        names = ("batch_decode", "decode", "_decode")
+        kind, usual = type(self.tokenizer), PreTrainedTokenizerFast
+        return issubclass(kind, usual) and all(getattr(kind, n, None) is getattr(usual, n, None) for n in names)
 
     # -- the model
 

@@ -29,6 +29,16 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1, 1, 1))
 WIDTHS = (1, 2, 3, 4, 8, 16)
 
 
+def style(at: int) -> tuple[str, str, Any]:
+    """Colour, marker and line of the series at that place: no two of 64 look alike, in print without colour either."""
+    turn = at // len(COLOURS)
+    return (
+        COLOURS[at % len(COLOURS)],
+        MARKERS[(at + turn) % len(MARKERS)],
+        LINES[(at + 2 * turn) % len(LINES)],
+    )
+
+
 def figure(
     kind: str,
     sources: Sequence[Path],
@@ -154,11 +164,12 @@ def _draw_series(axes: Axes, at: int, name: str, points: Sequence[tuple[Line, fl
     asked = [line.cells[0].shown for line, *_ in points]
     joined = 1 < len(points) == len(set(asked))
     errors = [line.cells[column].error or 0.0 for line, *_ in points]
+    colour, marker, line = style(at)
     axes.errorbar(
         [bits for _, bits, _ in points], [value for *_, value in points], yerr=errors,
-        label=name, color=COLOURS[at % len(COLOURS)], marker=MARKERS[at % len(MARKERS)], markersize=5.5,
+        label=name, color=colour, marker=marker, markersize=5.5,
         markeredgecolor="white", markeredgewidth=0.5, elinewidth=1.0, capsize=2.0, linewidth=1.3,
-        linestyle=LINES[at % len(LINES)] if joined else "none", zorder=3,
+        linestyle=line if joined else "none", zorder=3,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 Two runs share a table when they compressed the same weights, were compared with the same uncompressed model, were
 calibrated on the same tokens, keep what is not a routed expert at the same precision, and asked the same tasks the
-same way. The uncompressed model, and methods that need no calibration, fit wherever the rest agrees.
+same way. The uncompressed model fits wherever the rest agrees.
 
 What has to be said beside the figures stands in `notes.md` in the folder of the tables, and goes above them.
 """
@@ -223,18 +223,22 @@ def _comparison(record: Record) -> tuple[object, ...]:
 
 
 def _calibration(record: Record) -> str:
-    return record.calibration.digest if record.calibration else ""
+    """The digest of the tokens that the method learnt from, be it how to compress or which experts to run."""
+    if record.calibration is not None:
+        return record.calibration.digest
+    learnt = record.routing.provenance if record.routing is not None and record.routing.tables else {}
+    return str(learnt.get("data", ""))
 
 
 def _grouped(records: Sequence[Record]) -> list[list[Record]]:
     """Records in rank order, each in the first group that it fits; what fits more than one is in all of them."""
     groups: list[list[Record]] = []
     # what restricts a table most opens it; the uncompressed model would share any of them
-    for record in sorted(records, key=lambda r: (_uncompressed(r), r.calibration is None)):
+    for record in sorted(records, key=lambda r: (_uncompressed(r), not _calibration(r))):
         homes = [group for group in groups if all(_comparable(record, other) for other in group)]
         if not homes:
             groups.append([record])
-        for home in homes if record.calibration is None else homes[:1]:
+        for home in homes[:1] if _calibration(record) else homes:
             home.append(record)
     return sorted((sorted(group, key=_rank) for group in groups), key=lambda group: _rank(group[0]))
 
@@ -244,7 +248,7 @@ def unlike(one: Record, other: Record, *, seeds: bool = False) -> list[str]:
 
     seeds: whether records compare that were calibrated on different draws from one text, as different seeds make them.
     """
-    calibrated = {record.calibration.digest for record in (one, other) if record.calibration}
+    calibrated = {digest for record in (one, other) if (digest := _calibration(record))}
     precision = {
         (record.allocation.attention, record.allocation.shared, record.allocation.router)
         for record in (one, other)

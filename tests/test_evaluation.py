@@ -347,3 +347,11 @@ def test_the_fingerprint_names_weights_tokenizer_and_way_of_computing() -> None:
     assert LanguageModel(other, tiny_tokenizer()).fingerprint not in same
     assert language_model(prefix_sharing=False).fingerprint not in same
     assert language_model(identity="mine").identity == "mine"
+
+
+def test_rows_decoded_at_once_are_those_decoded_one_by_one() -> None:
+    lm = language_model()
+    rows = [ids("hello"), ids("a  b\n c"), [lm.tokenizer.eos_token_id, *ids(" x")], []]
+    assert lm._decodes_at_once
+    theirs = lm.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert lm._decode(rows) == theirs == ["hello", "a  b\n c", " x", ""]

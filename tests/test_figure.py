@@ -16,7 +16,7 @@ from records import sample_perplexity, sample_record, sample_result, with_bits
 from mcbench.allocation import BitAllocation
 from mcbench.cli import main
 from mcbench.errors import BadInput, NotInstalled, UnknownName
-from mcbench.figure import COLOURS, KINDS, figure, front
+from mcbench.figure import COLOURS, KINDS, figure, front, style
 from mcbench.page import SIGNIFICANCE
 from mcbench.record import FILE_NAME, Record
 
@@ -74,6 +74,10 @@ def test_the_tradeoff_names_methods_without_seeds_and_both_axes(records: Path) -
     assert {"pmq+gptq", "fnorm+gptq", "random+gptq", "Pareto front", "stored bits per weight"} <= set(shown)
     assert "mini-perplexity (perplexity, n = 40)" in shown
     assert "random(seed=1)+gptq" not in shown
+
+
+def test_no_two_of_many_series_look_alike() -> None:
+    assert len({style(at)[1:] for at in range(64)}) == 64
 
 
 def test_every_series_has_a_marker_of_its_own(records: Path) -> None:

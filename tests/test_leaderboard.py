@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from records import sample_perplexity, sample_record, sample_result, with_bits
+from records import sample_perplexity, sample_record, sample_result, with_bits, with_routing
 
 from mcbench.allocation import BitAllocation
 from mcbench.errors import BadInput, CheckFailed
-from mcbench.leaderboard import CSV, LATEX, MARKDOWN, leaderboard, render, tabulate_records
+from mcbench.leaderboard import CSV, LATEX, MARKDOWN, leaderboard, render, tabulate_records, unlike
 from mcbench.record import FILE_NAME, Record
 
 
@@ -186,3 +186,19 @@ def test_one_damaged_record_stops_the_table(tmp_path: Path) -> None:
 def test_the_committed_tables_are_what_the_committed_records_give() -> None:
     board = Path(__file__).parent.parent / "leaderboards"
     assert leaderboard([board / "records"], board, check=True)
+
+
+def test_policies_learnt_on_different_text_stand_apart() -> None:
+    one, other = (
+        dataclasses.replace(record, calibration=None)
+        for text in ("a" * 64, "b" * 64)
+        for record in [with_routing(sample_record(), provenance={"data": text}, tables={"threshold": [0.1]})]
+    )
+    assert unlike(one, other) == ["they were calibrated on different tokens"]
+    assert unlike(one, one) == []
+    fixed, again = (
+        dataclasses.replace(record, routing=dataclasses.replace(record.routing, tables={}))
+        for record in (one, other)
+        if record.routing
+    )
+    assert unlike(fixed, again) == []  # what learns nothing fits anywhere
