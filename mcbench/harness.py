@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from mcbench.datasets import current_folder
-from mcbench.errors import BadInput
+from mcbench.errors import BadInput, require_all
 from mcbench.items import Item, RowItem
 from mcbench.progress import inner
 from mcbench.task import (
@@ -244,6 +244,10 @@ class HarnessTask(DefinedTask):
         """Guessing evenly among the choices of each row; None for a perplexity, 0 for a text."""
         return _chance(self, current_folder())
 
+    def require_data(self) -> None:
+        """The rows that are asked and the examples before them; BadInput names all that is absent."""
+        require_all((super().require_data, self._require_examples))
+
     def require_room(self, window: int) -> None:
         """A written answer must leave room for a prompt, windows fit into the model's; BadInput where they do not."""
         groups = tuple(self._groups()) if self.group_column else ("",)
@@ -253,17 +257,38 @@ class HarnessTask(DefinedTask):
 
     # -- lm-eval
 
+    def _require_examples(self) -> None:
+        """Raises BadInput where a group has too few; without its questions only whether there are any examples."""
+        if not self.example_count():
+            return
+        examples = self._rows(self.examples_split).rows
+        try:
+            groups = self._groups()
+        except BadInput:  # what is asked is absent, which is said elsewhere
+            return
+        for group in groups:
+            self._require_enough(group, self._shown(group, examples))
+
+    def _require_enough(self, group: str, examples: Sequence[Mapping[str, Any]]) -> None:
+        if len(examples) < self.example_count():
+            raise BadInput(
+                f"{self.name} needs {self.example_count()} examples of {(group or self.data)!r}, "
+                f"and there are {len(examples)}: ask for fewer shots"
+            )
+
+    def _shown(self, group: str, examples: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+        """Those of the examples that may stand before a question of the group."""
+        return tuple(row for row in examples if not self.group_column or row[self.group_column] == group)
+
     def _rows(self, split: str) -> Rows:
         return _loaded(self, split, current_folder())
 
     def parts(self, items: Sequence[RowItem]) -> Iterator[Part]:
         """The items by group; items of one group stand together."""
         examples = self._rows(self.examples_split).rows if self.example_count() else ()
-        column = self.group_column
         for group, members in itertools.groupby(items, key=lambda item: item.group):
             mine = tuple(members)
-            shown = tuple(row for row in examples if not column or row[column] == group)
-            yield Part(mine, self._task(group, mine, shown))
+            yield Part(mine, self._task(group, mine, self._shown(group, examples)))
 
     def _task(self, group: str, items: Sequence[RowItem], examples: Sequence[Mapping[str, Any]]) -> InMemoryTask:
         from mcbench.harness_model import in_memory_task
@@ -271,11 +296,7 @@ class HarnessTask(DefinedTask):
         splits: dict[str, Any] = {self.split: [item.row for item in items]}
         if examples:
             splits[self.examples_split] = examples
-        if len(examples) < self.example_count():
-            raise BadInput(
-                f"{self.name} needs {self.example_count()} examples of {(group or self.data)!r}, "
-                f"and there are {len(examples)}"
-            )
+        self._require_enough(group, examples)
         path = self.definition.format(group=group)
         try:
             return in_memory_task(path, splits, shots=self.example_count(), **self.changes())

@@ -169,6 +169,10 @@ class Task:
         with inner(f"{self.name}: scores"):
             return self._scores([rows[at] for at in sorted(rows)], started, partial)
 
+    def require_data(self) -> None:
+        """Raises BadInput where the items, or what is shown before them, cannot be had; it names all of that."""
+        assert self.data_digest
+
     def require_room(self, window: int) -> None:
         """Raises BadInput where no item can be asked of a model with a window of so many tokens.
 

@@ -21,6 +21,7 @@ from mcbench.errors import BadInput
 from mcbench.evaluation import Completion, LanguageModel
 from mcbench.harness import HarnessTask
 from mcbench.model import load_model
+from mcbench.pipeline import Exam
 from mcbench.task import Scores, items_of
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -286,6 +287,29 @@ def test_too_few_examples_are_refused() -> None:
         official("mmlu-5shot", shots=6).evaluate(language_model(), limit=1)
     with pytest.raises(BadInput, match="'fixed' or 'drawn'"):
         official("gsm8k", examples="some")
+
+
+def test_a_run_finds_absent_and_too_few_examples_at_the_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    tasks = (official("piqa"), official("gsm8k", shots=8000), official("mmlu-5shot", shots=9))
+    with pytest.raises(BadInput) as refused:
+        Exam(tasks, tmp_path, None, False).require_data()
+    few, fewer = str(refused.value).split("\n")
+    assert few == "gsm8k needs 8000 examples of 'gsm8k', and there are 7473: ask for fewer shots"
+    assert fewer.startswith("mmlu-5shot needs 9 examples of 'abstract_algebra', and there are 5")
+    (tmp_path / "gsm8k").mkdir()
+    (file,) = (DATA / "gsm8k").glob("test.jsonl*")
+    (tmp_path / "gsm8k" / file.name).symlink_to(file)
+    with data_folder(tmp_path), pytest.raises(BadInput) as refused:
+        Exam((official("gsm8k"), official("mmlu-5shot")), tmp_path, None, False).require_data()
+    assert [line.split(" is in no")[0] for line in str(refused.value).split("\n")] == [
+        "the train split of 'gsm8k'", "the test split of 'mmlu'", "the dev split of 'mmlu'"
+    ]  # fmt: skip
 
 
 def test_a_tokenizer_without_special_tokens_is_enough_where_there_is_a_context() -> None:
