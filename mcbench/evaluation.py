@@ -870,7 +870,7 @@ class _Chooser:
 
     def __call__(self, logits: Tensor, active: Sequence[int]) -> Tensor:
         """Token ids [active] from logits [active, vocabulary]."""
-        _refuse_nan(logits)
+        _greatest(logits)
         if self._sampling is None:
             return logits.argmax(-1)
         share = (logits.double() / self._sampling.temperature).softmax(-1)
@@ -926,7 +926,7 @@ def _token_loglikelihoods(
         whole = here[-1] - here[0] + 1 == len(here)  # neighbours need no copy
         scored = flat[here[0] : here[-1] + 1] if whole else flat[torch.as_tensor(here, device=logits.device)]
         scored = scored.float()
-        greatest = _refuse_nan(scored)
+        greatest = _greatest(scored)
         mine = order[low:high]
         at = torch.as_tensor(source[mine] - start, device=logits.device)
         token = wanted[torch.as_tensor(mine, device=logits.device)]
@@ -939,11 +939,14 @@ def _token_loglikelihoods(
     return value.numpy(), best.numpy()
 
 
-def _refuse_nan(logits: Tensor) -> Tensor:
-    """The greatest logit of each row; BadInput where a logit is NaN, for then the greatest is NaN too."""
+def _greatest(logits: Tensor) -> Tensor:
+    """The greatest logit of each row; BadInput where it is no finite number, as it is where any is NaN or infinite."""
     greatest = logits.amax(-1)
-    if bool(greatest.isnan().any()):
-        raise BadInput("the model's logits are not numbers (NaN): its weights are damaged or its precision is too low")
+    if not bool(greatest.isfinite().all()):
+        raise BadInput(
+            "the model's logits are not finite numbers (NaN or infinite): its weights are damaged or its precision "
+            "is too low"
+        )
     return greatest
 
 

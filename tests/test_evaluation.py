@@ -157,6 +157,21 @@ def test_numbers_that_are_none_are_refused() -> None:
         LanguageModel(model, tiny_tokenizer())
 
 
+@pytest.mark.parametrize("wrong", [math.inf, -math.inf, math.nan])
+def test_an_infinite_logit_is_refused(wrong: float) -> None:
+    model = tiny_transformer("mixtral")
+    lm = LanguageModel(model, tiny_tokenizer())
+
+    def spoil(_module: Any, _arguments: Any, logits: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(logits, wrong) if wrong < 0 else logits.index_fill(-1, torch.tensor([7]), wrong)
+
+    model.get_output_embeddings().register_forward_hook(spoil)
+    with pytest.raises(BadInput, match="not finite numbers"):
+        lm.loglikelihoods([("a", "b")])
+    with pytest.raises(BadInput, match="not finite numbers"):
+        lm.generate(["a"], (), 2)
+
+
 def test_a_model_whose_answers_depend_on_the_batch_is_refused() -> None:
     model = tiny_transformer("mixtral")
     model.get_output_embeddings().register_forward_hook(
