@@ -380,7 +380,9 @@ class LanguageModel:
                 answer: dict[int, list[Completion]] = {i: [] for i in chunk}
                 for (i, _), (ids, finish) in zip(rows, written, strict=True):
                     text, finish = self._text(kept[i], ids, prompts[i].stop, finish)
-                    answer[i].append(Completion(text, len(ids), finish, len(encoded[i]) - len(kept[i])))
+                    # an empty prompt is asked as one token, which drops none
+                    truncated = max(0, len(encoded[i]) - len(kept[i]))
+                    answer[i].append(Completion(text, len(ids), finish, truncated))
                 yield answer
 
     def _beginnings(self, prompts: Sequence[Sequence[int]], allowance: Sequence[int]) -> list[tuple[int, list[int]]]:

@@ -269,6 +269,13 @@ def test_a_prompt_beyond_the_window_is_cut_on_the_left_and_counted() -> None:
         language_model().generate(["a"], stop=[], max_new_tokens=512)
 
 
+def test_an_empty_prompt_is_not_cut() -> None:
+    lm = language_model()
+    assert lm._encode([""]) == [[]]  # the tokenizer adds no BOS
+    (answers,) = lm.generate([""], (), 3)
+    assert answers[0].truncated == 0
+
+
 def test_sampling_from_the_very_top_is_greedy() -> None:
     lm = language_model()
     greedy = lm.generate(PROMPTS, [], 10)
