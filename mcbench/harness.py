@@ -194,6 +194,7 @@ class HarnessTask(DefinedTask):
     data, split: what `mcbench.datasets` calls the rows that are asked.
     examples_split: where the examples before a question come from; `shots` of them.
     group_column: the column whose value tells which definition a row belongs to; empty where there is only one.
+    passage_column: the column with the text that a question is about, where several share one; moves no answer.
     metric: the one that counts; `also` the others that lm-eval computes.
     """
 
@@ -202,6 +203,7 @@ class HarnessTask(DefinedTask):
     split: ClassVar[str] = "test"
     examples_split: ClassVar[str] = ""
     group_column: ClassVar[str] = ""
+    passage_column: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         if self.example_count() < 0:
@@ -224,10 +226,14 @@ class HarnessTask(DefinedTask):
     def items(self) -> Sequence[RowItem]:
         """The rows that are asked, group after group."""
         found = [
-            RowItem(str(at), row, str(row[self.group_column]) if self.group_column else "")
+            RowItem(str(at), row, str(row[self.group_column]) if self.group_column else "", self._passage(row))
             for at, row in enumerate(self._rows(self.split).rows)
         ]
         return sorted(found, key=lambda item: item.group)  # stable: within a group in the order of the file
+
+    def _passage(self, row: Mapping[str, Any]) -> str:
+        """A short name for the text that a row is about."""
+        return hashlib.sha256(str(row[self.passage_column]).encode()).hexdigest()[:16] if self.passage_column else ""
 
     def example_count(self) -> int:
         """How many examples stand before a question."""

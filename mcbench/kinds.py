@@ -329,7 +329,7 @@ class CodeTask(ItemTask):
         passed = sum(outcome.status == "passed" for outcome in outcomes)
         share = pass_at_k(len(outcomes), passed, self.k)
         return {
-            **{key: written[key] for key in ("id", "group", "prompt", "completions")},
+            **{key: written[key] for key in ("id", "group", "passage", "prompt", "completions") if key in written},
             "statuses": [outcome.status for outcome in outcomes],
             "messages": [outcome.message for outcome in outcomes],
             "pass@k": share,

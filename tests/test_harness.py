@@ -22,7 +22,7 @@ from mcbench.evaluation import Completion, LanguageModel
 from mcbench.harness import HarnessTask
 from mcbench.model import load_model
 from mcbench.pipeline import Exam
-from mcbench.task import Scores, items_of
+from mcbench.task import Scores, _made, items_of
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"the published sets are not in {DATA.name!r} beside here")
@@ -260,6 +260,18 @@ def test_the_protocol_changes_with_examples_and_data() -> None:
 @pytest.mark.parametrize(("name", "chance"), [("piqa", 0.5), ("mmlu", 0.25), ("mathqa", 0.2), ("gsm8k", 0.0)])
 def test_guessing_is_worth_one_choice_in_all(name: str, chance: float) -> None:
     assert official(name).chance() == pytest.approx(chance)
+
+
+def test_questions_about_one_passage_say_so_and_keep_their_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    boolq = official("boolq")
+    items, protocol = items_of(boolq), boolq.protocol
+    assert (len(items), len({item.passage for item in items})) == (3270, 2937)
+    (row,) = boolq.evaluate(language_model(), limit=1).samples
+    assert row["passage"] == items[0].passage
+    monkeypatch.setattr(type(boolq), "passage_column", "")
+    _made.cache_clear()
+    assert boolq.protocol == protocol and items_of(boolq)[0].passage == ""
+    _made.cache_clear()
 
 
 def test_mmlu_weighs_a_subject_by_its_size() -> None:

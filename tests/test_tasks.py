@@ -237,6 +237,16 @@ def test_programs_are_run_and_counted() -> None:
     assert scores.details["isolation"]
 
 
+def test_a_program_keeps_the_passage_of_its_item() -> None:
+    @dataclass(frozen=True)
+    class Shared(CodeTask):
+        def items(self) -> Sequence[CodeItem]:
+            return [CodeItem(str(n), "pass  #", "", ("\n",), 4, passage="one") for n in range(2)]
+
+    scores = Shared().evaluate(language_model(), allow_code_execution=True)
+    assert [row["passage"] for row in scores.samples] == ["one", "one"]
+
+
 def test_pass_at_k_draws_several_programs() -> None:
     scores = Programs(samples=3, k=2).evaluate(language_model(), allow_code_execution=True)
     assert scores.metric == "pass@2" and scores.value == 0.5
