@@ -91,6 +91,11 @@ class ChoiceTask(ItemTask):
                 raise BadInput(
                     f"item {item.id!r} of {self.name} has the choices {list(item.choices)}: begin each with a space"
                 )
+            if not 0 <= item.gold < len(item.choices):
+                raise BadInput(
+                    f"item {item.id!r} of {self.name} has the gold {item.gold} and {len(item.choices)} choices: "
+                    "count them from 0"
+                )
         metrics = [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")]
         return {
             "output_type": "multiple_choice",

@@ -98,6 +98,17 @@ def test_a_choice_that_does_not_begin_with_a_space_is_named() -> None:
         Glued().evaluate(language_model())
 
 
+@pytest.mark.parametrize("gold", [-1, 2])
+def test_a_gold_that_is_no_choice_is_named(gold: int) -> None:
+    @dataclass(frozen=True)
+    class Astray(ChoiceTask):
+        def items(self) -> Sequence[ChoiceItem]:
+            return [ChoiceItem("7", "so", (" a", " b"), gold)]
+
+    with pytest.raises(BadInput, match=f"item '7' of .* has the gold {gold} and 2 choices: count them from 0"):
+        Astray().evaluate(language_model())
+
+
 def test_lm_evals_loop_runs_no_program_that_is_not_confined(monkeypatch: pytest.MonkeyPatch) -> None:
     weak = Isolation("rlimits", False, "no namespaces", "limits")
     monkeypatch.setattr(mcbench.sandbox, "isolation", lambda: weak)
