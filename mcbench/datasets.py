@@ -663,12 +663,15 @@ def _longbench(paths: Sequence[Path]) -> Iterator[Row]:
         if name not in _LONGBENCH:
             continue
         template = _longbench_template(name)
-        for at, row in enumerate(_json_lines([path]), start=1):
+        rows = list(_json_lines([path]))
+        for at, row in enumerate(rows, start=1):
             if not all(isinstance(row.get(key), str) for key in ("input", "context")):
                 raise _Misfit(f"{path.name} row {at} has no columns 'input' and 'context' of text")
             filled = {"{{context}}": row["context"], "{{question}}": row["input"]}
             prompt = re.sub("{{(context|question)}}", lambda hit: filled[hit.group()], template)  # noqa: B023 - at once
             yield {**row, "dataset": name, "prompt": prompt, "all_classes": row.get("all_classes") or []}
+        if len(rows) != _LONGBENCH[name]:
+            raise _Misfit(f"{path.name} has {len(rows)} rows, and the set has {_LONGBENCH[name]}: cut short")
 
 
 def _longbench_template(name: str) -> str:
