@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import json
 import math
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,7 +257,15 @@ class CodeTask(ItemTask):
         new = (row for batch in self._write(lm, items, frozenset(rows)) for row in keep_new(batch, rows, file))
         for at, row in track(new, len(items) - len(rows), self.name):
             rows[at] = row
-        return f"generated, not run: `mcbench score {file.path}` runs them"
+        return f"generated, not run: `mcbench score {file.path}{self._named()}` runs them"
+
+    def _named(self) -> str:
+        """How `mcbench score` is told of a task that does not come with the package; empty for one that does."""
+        from mcbench.catalogue import TASKS
+
+        if self.name in TASKS.names() and TASKS.get(self.name) is type(self):
+            return ""
+        return f" --task {getattr(sys.modules[type(self).__module__], '__file__', None) or './FILE.py'}"
 
     def _written(
         self, lm: LanguageModel, items: Sequence[CodeItem], limit: int | None, sink: Path | None
