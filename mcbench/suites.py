@@ -82,7 +82,9 @@ def _estimate(result: Result | None, metric: str) -> Estimate | None:
 
 def _sample(result: Result | None) -> str:
     """That a result was asked on fewer rows than its published sets have; empty where it was not."""
-    for split, source in (result.details.get("data", {}) if result else {}).items():
+    if result is None:
+        return ""
+    for split, source in result.details.get("data", {}).items():
         if source.get("official") and source["rows"] < source["official"]:
             return f"{result.task} has {source['rows']} of the {source['official']} rows of its {split} split"
     return ""
