@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 PADDING = 512  # tokens of padding in a batch: about what another forward costs on top of its tokens
 SCORED_AT_ONCE = 2**18  # logits, so that several passes over them stay in the processor's cache
+SCORED_AT_ONCE_ELSEWHERE = 2**26  # on other devices, whose steps cost more than their passes; a quarter of a GB
 TEXTS_AT_A_TIME = 1024  # for the tokenizer, so that its progress shows
 DRAWS = 4  # of a token, before a vocabulary is sorted instead
 CACHE_SHARE = 8  # a cached token counts as this fraction of one that is computed when a batch is filled
@@ -920,7 +921,7 @@ def _token_loglikelihoods(
     flat = logits.reshape(-1, vocabulary)
     wanted = torch.as_tensor(np.asarray(target), device=logits.device)
     order = np.argsort(source, kind="stable")  # targets by place
-    ends = np.searchsorted(source[order], np.arange(0, len(places), step := max(1, SCORED_AT_ONCE // vocabulary)))
+    ends = np.searchsorted(source[order], np.arange(0, len(places), step := _places_at_once(logits.device, vocabulary)))
     value = torch.empty(len(source), dtype=torch.float64)
     best = torch.empty(len(source), dtype=torch.bool)
     for start, (low, high) in zip(range(0, len(places), step), itertools.pairwise([*ends, len(source)]), strict=True):
@@ -939,6 +940,11 @@ def _token_loglikelihoods(
         found[likely] = scored[at[likely]].argmax(-1) == token[likely]
         best[mine] = found.cpu()
     return value.numpy(), best.numpy()
+
+
+def _places_at_once(device: torch.device, vocabulary: int) -> int:
+    """How many places are scored in one step."""
+    return max(1, (SCORED_AT_ONCE if device.type == "cpu" else SCORED_AT_ONCE_ELSEWHERE) // vocabulary)
 
 
 def _greatest(logits: Tensor) -> Tensor:

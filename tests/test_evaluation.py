@@ -14,7 +14,7 @@ import torch
 from tiny import tiny_tokenizer, tiny_transformer
 
 from mcbench.errors import BadInput, CheckFailed
-from mcbench.evaluation import Completion, LanguageModel, Prompt, Sampling, _Chooser
+from mcbench.evaluation import Completion, LanguageModel, Prompt, Sampling, _Chooser, _places_at_once
 
 ARCHITECTURES = ("mixtral", "qwen2_moe", "gpt_oss", "jamba")  # plain, shared experts, sliding window, recurrent
 TOLERANCE = 1e-4
@@ -142,6 +142,11 @@ def test_a_context_beyond_the_window_is_cut_on_the_left_and_counted() -> None:
     assert score.value == pytest.approx(plain_loglikelihood(lm, kept, ids(" cde")), abs=TOLERANCE)
     with pytest.raises(BadInput, match="does not fit the model's window of 512"):
         lm.loglikelihoods([("a", "b" * 600)])
+
+
+def test_a_step_off_the_processor_scores_many_places() -> None:
+    assert _places_at_once(torch.device("cpu"), 151_936) == 1
+    assert _places_at_once(torch.device("cuda"), 151_936) == 441
 
 
 def test_a_model_without_tokenizer_is_refused() -> None:
