@@ -285,8 +285,14 @@ class CodeTask(ItemTask):
     def _definition(self, items: Sequence[CodeItem]) -> dict[str, Any]:
         def judge(row: Mapping[str, int], texts: Sequence[str]) -> dict[str, float]:
             """Of one program alone, for lm-eval's own loop; here those of a batch run together."""
-            if unable := self._unable(allow_code_execution=False):
-                raise BadInput(f"{self.name}: {unable}")
+            from mcbench.sandbox import isolation
+
+            found = isolation()
+            if not found.contained:
+                raise BadInput(
+                    f"{self.name}: lm-eval's own loop runs programs only where they are confined, and here there is "
+                    f"{found.name} only ({found.missing}): go to a machine that confines them, or use `mcbench run`"
+                )
             item = items[row["place"]]
             return {"passed": float(self._outcomes([_program(item, texts[0])])[0].status == "passed")}
 

@@ -114,7 +114,7 @@ def test_lm_evals_loop_runs_no_program_that_is_not_confined(monkeypatch: pytest.
     weak = Isolation("rlimits", False, "no namespaces", "limits")
     monkeypatch.setattr(mcbench.sandbox, "isolation", lambda: weak)
     (part,) = Programs().parts(Programs().items())
-    with pytest.raises(BadInput, match="no namespaces"):
+    with pytest.raises(BadInput, match="no namespaces.*go to a machine that confines them, or use `mcbench run`"):
         part.task.process_results({"place": 0}, [""])
 
 
