@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from tiny import tiny_tokenizer, tiny_transformer
 
+import mcbench.needles
 from mcbench.catalogue import TASKS, select_tasks
 from mcbench.cli import main
 from mcbench.composition import defaults
@@ -316,6 +317,12 @@ def test_the_programs_of_a_contributed_task_are_scored_later(
 
 
 # -- needles
+
+
+def test_a_text_that_needs_more_keys_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcbench.needles, "CITIES", ("Lima",))
+    with pytest.raises(BadInput, match="a text of 90000 tokens needs more than the 1000 numbered cities there are"):
+        task("niah-multikey-2(lengths=(90000,))").items()
 
 
 @shared
