@@ -172,8 +172,9 @@ def _score(options: argparse.Namespace) -> int:
     from mcbench.report import score_line
     from mcbench.scoring import score
 
+    asked = {"task": options.task, "allow_code_execution": options.allow_code_execution}
     with muted(options.quiet), data_folder(options.data_dir):
-        outcome = [score(file, allow_code_execution=options.allow_code_execution) for file in options.files]
+        outcome = [score(file, **asked) for file in options.files]
     for scores in outcome:
         print(score_line(scores))
     return FAILED if any(scores.skipped for scores in outcome) else DONE
@@ -294,6 +295,7 @@ def _parser() -> argparse.ArgumentParser:
 
     score = _command(commands, "score", _score, "run and score programs that were written with --no-execution")
     score.add_argument("files", nargs="+", metavar="FILE", help="files that end in .completions.jsonl")
+    score.add_argument("--task", default="", metavar="PY", help="the file of a task of yours, such as ./mine.py")
     _add_data_dir(score)
     _add_allow(score)
     score.add_argument("--quiet", action="store_true", help="no progress")

@@ -158,6 +158,16 @@ def load(name: str, split: str, folder: Path | None = None) -> Rows:
     return _from_hub(name, data, split)
 
 
+def loaded(name: str, split: str) -> Rows:
+    """As `load`, from the current folder; read once for each folder."""
+    return _loaded(name, split, current_folder())
+
+
+@functools.lru_cache(maxsize=32)
+def _loaded(name: str, split: str, folder: Path | None) -> Rows:
+    return load(name, split, folder)
+
+
 def expected(name: str, split: str) -> str:
     """The files that hold a split, as its authors publish it or as the hub has it, below a data folder."""
     data = _known(name, split)
@@ -663,12 +673,15 @@ def _longbench(paths: Sequence[Path]) -> Iterator[Row]:
         if name not in _LONGBENCH:
             continue
         template = _longbench_template(name)
-        for at, row in enumerate(_json_lines([path]), start=1):
+        rows = list(_json_lines([path]))
+        for at, row in enumerate(rows, start=1):
             if not all(isinstance(row.get(key), str) for key in ("input", "context")):
                 raise _Misfit(f"{path.name} row {at} has no columns 'input' and 'context' of text")
             filled = {"{{context}}": row["context"], "{{question}}": row["input"]}
             prompt = re.sub("{{(context|question)}}", lambda hit: filled[hit.group()], template)  # noqa: B023 - at once
             yield {**row, "dataset": name, "prompt": prompt, "all_classes": row.get("all_classes") or []}
+        if len(rows) != _LONGBENCH[name]:
+            raise _Misfit(f"{path.name} has {len(rows)} rows, and the set has {_LONGBENCH[name]}: cut short")
 
 
 def _longbench_template(name: str) -> str:

@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 PADDING = 512  # tokens of padding in a batch: about what another forward costs on top of its tokens
 SCORED_AT_ONCE = 2**18  # logits, so that several passes over them stay in the processor's cache
+SCORED_AT_ONCE_ELSEWHERE = 2**26  # on other devices, whose steps cost more than their passes; a quarter of a GB
 TEXTS_AT_A_TIME = 1024  # for the tokenizer, so that its progress shows
 DRAWS = 4  # of a token, before a vocabulary is sorted instead
 CACHE_SHARE = 8  # a cached token counts as this fraction of one that is computed when a batch is filled
@@ -380,7 +381,9 @@ class LanguageModel:
                 answer: dict[int, list[Completion]] = {i: [] for i in chunk}
                 for (i, _), (ids, finish) in zip(rows, written, strict=True):
                     text, finish = self._text(kept[i], ids, prompts[i].stop, finish)
-                    answer[i].append(Completion(text, len(ids), finish, len(encoded[i]) - len(kept[i])))
+                    # an empty prompt is asked as one token, which drops none
+                    truncated = max(0, len(encoded[i]) - len(kept[i]))
+                    answer[i].append(Completion(text, len(ids), finish, truncated))
                 yield answer
 
     def _beginnings(self, prompts: Sequence[Sequence[int]], allowance: Sequence[int]) -> list[tuple[int, list[int]]]:
@@ -879,7 +882,7 @@ class _Chooser:
 
     def __call__(self, logits: Tensor, active: Sequence[int]) -> Tensor:
         """Token ids [active] from logits [active, vocabulary]."""
-        _refuse_nan(logits)
+        _greatest(logits)
         if self._sampling is None:
             return logits.argmax(-1)
         share = (logits.double() / self._sampling.temperature).softmax(-1)
@@ -927,7 +930,7 @@ def _token_loglikelihoods(
     flat = logits.reshape(-1, vocabulary)
     wanted = torch.as_tensor(np.asarray(target), device=logits.device)
     order = np.argsort(source, kind="stable")  # targets by place
-    ends = np.searchsorted(source[order], np.arange(0, len(places), step := max(1, SCORED_AT_ONCE // vocabulary)))
+    ends = np.searchsorted(source[order], np.arange(0, len(places), step := _places_at_once(logits.device, vocabulary)))
     value = torch.empty(len(source), dtype=torch.float64)
     best = torch.empty(len(source), dtype=torch.bool)
     for start, (low, high) in zip(range(0, len(places), step), itertools.pairwise([*ends, len(source)]), strict=True):
@@ -935,7 +938,7 @@ def _token_loglikelihoods(
         whole = here[-1] - here[0] + 1 == len(here)  # neighbours need no copy
         scored = flat[here[0] : here[-1] + 1] if whole else flat[torch.as_tensor(here, device=logits.device)]
         scored = scored.float()
-        greatest = _refuse_nan(scored)
+        greatest = _greatest(scored)
         mine = order[low:high]
         at = torch.as_tensor(source[mine] - start, device=logits.device)
         token = wanted[torch.as_tensor(mine, device=logits.device)]
@@ -948,11 +951,19 @@ def _token_loglikelihoods(
     return value.numpy(), best.numpy()
 
 
-def _refuse_nan(logits: Tensor) -> Tensor:
-    """The greatest logit of each row; BadInput where a logit is NaN, for then the greatest is NaN too."""
+def _places_at_once(device: torch.device, vocabulary: int) -> int:
+    """How many places are scored in one step."""
+    return max(1, (SCORED_AT_ONCE if device.type == "cpu" else SCORED_AT_ONCE_ELSEWHERE) // vocabulary)
+
+
+def _greatest(logits: Tensor) -> Tensor:
+    """The greatest logit of each row; BadInput where it is no finite number, as it is where any is NaN or infinite."""
     greatest = logits.amax(-1)
-    if bool(greatest.isnan().any()):
-        raise BadInput("the model's logits are not numbers (NaN): its weights are damaged or its precision is too low")
+    if not bool(greatest.isfinite().all()):
+        raise BadInput(
+            "the model's logits are not finite numbers (NaN or infinite): its weights are damaged or its precision "
+            "is too low"
+        )
     return greatest
 
 

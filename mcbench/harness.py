@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from mcbench.datasets import current_folder
-from mcbench.errors import BadInput
+from mcbench.datasets import current_folder, loaded
+from mcbench.errors import BadInput, require_all
 from mcbench.items import Item, RowItem
 from mcbench.progress import inner
 from mcbench.task import (
@@ -194,6 +194,7 @@ class HarnessTask(DefinedTask):
     data, split: what `mcbench.datasets` calls the rows that are asked.
     examples_split: where the examples before a question come from; `shots` of them.
     group_column: the column whose value tells which definition a row belongs to; empty where there is only one.
+    passage_column: the column with the text that a question is about, where several share one; moves no answer.
     metric: the one that counts; `also` the others that lm-eval computes.
     """
 
@@ -202,6 +203,7 @@ class HarnessTask(DefinedTask):
     split: ClassVar[str] = "test"
     examples_split: ClassVar[str] = ""
     group_column: ClassVar[str] = ""
+    passage_column: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         if self.example_count() < 0:
@@ -213,9 +215,7 @@ class HarnessTask(DefinedTask):
 
         Raises BadInput where they can be had from nowhere.
         """
-        from mcbench.datasets import load
-
-        return load(self.data, split)
+        return loaded(self.data, split)
 
     def sets(self) -> Sequence[tuple[str, str]]:
         """The set that is asked, and the split that examples come from."""
@@ -224,10 +224,14 @@ class HarnessTask(DefinedTask):
     def items(self) -> Sequence[RowItem]:
         """The rows that are asked, group after group."""
         found = [
-            RowItem(str(at), row, str(row[self.group_column]) if self.group_column else "")
-            for at, row in enumerate(self._rows(self.split).rows)
+            RowItem(str(at), row, str(row[self.group_column]) if self.group_column else "", self._passage(row))
+            for at, row in enumerate(self.rows(self.split).rows)
         ]
         return sorted(found, key=lambda item: item.group)  # stable: within a group in the order of the file
+
+    def _passage(self, row: Mapping[str, Any]) -> str:
+        """A short name for the text that a row is about."""
+        return hashlib.sha256(str(row[self.passage_column]).encode()).hexdigest()[:16] if self.passage_column else ""
 
     def example_count(self) -> int:
         """How many examples stand before a question."""
@@ -244,6 +248,10 @@ class HarnessTask(DefinedTask):
         """Guessing evenly among the choices of each row; None for a perplexity, 0 for a text."""
         return _chance(self, current_folder())
 
+    def require_data(self) -> None:
+        """The rows that are asked and the examples before them; BadInput names all that is absent."""
+        require_all((super().require_data, self._require_examples))
+
     def require_room(self, window: int) -> None:
         """A written answer must leave room for a prompt, windows fit into the model's; BadInput where they do not."""
         groups = tuple(self._groups()) if self.group_column else ("",)
@@ -253,17 +261,35 @@ class HarnessTask(DefinedTask):
 
     # -- lm-eval
 
-    def _rows(self, split: str) -> Rows:
-        return _loaded(self, split, current_folder())
+    def _require_examples(self) -> None:
+        """Raises BadInput where a group has too few; without its questions only whether there are any examples."""
+        if not self.example_count():
+            return
+        examples = self.rows(self.examples_split).rows
+        try:
+            groups = self._groups()
+        except BadInput:  # what is asked is absent, which is said elsewhere
+            return
+        for group in groups:
+            self._require_enough(group, self._shown(group, examples))
+
+    def _require_enough(self, group: str, examples: Sequence[Mapping[str, Any]]) -> None:
+        if len(examples) < self.example_count():
+            raise BadInput(
+                f"{self.name} needs {self.example_count()} examples of {(group or self.data)!r}, "
+                f"and there are {len(examples)}: ask for fewer shots"
+            )
+
+    def _shown(self, group: str, examples: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+        """Those of the examples that may stand before a question of the group."""
+        return tuple(row for row in examples if not self.group_column or row[self.group_column] == group)
 
     def parts(self, items: Sequence[RowItem]) -> Iterator[Part]:
         """The items by group; items of one group stand together."""
-        examples = self._rows(self.examples_split).rows if self.example_count() else ()
-        column = self.group_column
+        examples = self.rows(self.examples_split).rows if self.example_count() else ()
         for group, members in itertools.groupby(items, key=lambda item: item.group):
             mine = tuple(members)
-            shown = tuple(row for row in examples if not column or row[column] == group)
-            yield Part(mine, self._task(group, mine, shown))
+            yield Part(mine, self._task(group, mine, self._shown(group, examples)))
 
     def _task(self, group: str, items: Sequence[RowItem], examples: Sequence[Mapping[str, Any]]) -> InMemoryTask:
         from mcbench.harness_model import in_memory_task
@@ -271,11 +297,7 @@ class HarnessTask(DefinedTask):
         splits: dict[str, Any] = {self.split: [item.row for item in items]}
         if examples:
             splits[self.examples_split] = examples
-        if len(examples) < self.example_count():
-            raise BadInput(
-                f"{self.name} needs {self.example_count()} examples of {(group or self.data)!r}, "
-                f"and there are {len(examples)}"
-            )
+        self._require_enough(group, examples)
         path = self.definition.format(group=group)
         try:
             return in_memory_task(path, splits, shots=self.example_count(), **self.changes())
@@ -288,7 +310,7 @@ class HarnessTask(DefinedTask):
             "lm-eval": importlib.metadata.version("lm_eval"),
             "definition": _definition_digest(self.definition, tuple(self._groups()), json.dumps(self.changes())),
             "shots": count,
-            "examples": _digest(self._rows(self.examples_split).rows) if count else "",
+            "examples": _digest(self.rows(self.examples_split).rows) if count else "",
         }
 
     def _groups(self) -> list[str]:
@@ -303,17 +325,12 @@ class HarnessTask(DefinedTask):
         return {
             "lm-eval": setting["lm-eval"],
             "shots": setting["shots"],
-            "data": {split: self._rows(split).origin for split in used},
+            "data": {split: self.rows(split).origin for split in used},
         }
 
 
 def _digest(rows: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-
-
-@functools.lru_cache(maxsize=32)
-def _loaded(task: HarnessTask, split: str, folder: Path | None) -> Rows:
-    return task.rows(split)
 
 
 @functools.lru_cache(maxsize=32)

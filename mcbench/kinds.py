@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import json
 import math
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,11 @@ class ChoiceTask(ItemTask):
             if not all(choice.startswith(" ") and choice.strip() for choice in item.choices):
                 raise BadInput(
                     f"item {item.id!r} of {self.name} has the choices {list(item.choices)}: begin each with a space"
+                )
+            if not 0 <= item.gold < len(item.choices):
+                raise BadInput(
+                    f"item {item.id!r} of {self.name} has the gold {item.gold} and {len(item.choices)} choices: "
+                    "count them from 0"
                 )
         metrics = [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")]
         return {
@@ -251,7 +257,15 @@ class CodeTask(ItemTask):
         new = (row for batch in self._write(lm, items, frozenset(rows)) for row in keep_new(batch, rows, file))
         for at, row in track(new, len(items) - len(rows), self.name):
             rows[at] = row
-        return f"generated, not run: `mcbench score {file.path}` runs them"
+        return f"generated, not run: `mcbench score {file.path}{self._named()}` runs them"
+
+    def _named(self) -> str:
+        """How `mcbench score` is told of a task that does not come with the package; empty for one that does."""
+        from mcbench.catalogue import TASKS
+
+        if self.name in TASKS.names() and TASKS.get(self.name) is type(self):
+            return ""
+        return f" --task {getattr(sys.modules[type(self).__module__], '__file__', None) or './FILE.py'}"
 
     def _written(
         self, lm: LanguageModel, items: Sequence[CodeItem], limit: int | None, sink: Path | None
@@ -271,8 +285,14 @@ class CodeTask(ItemTask):
     def _definition(self, items: Sequence[CodeItem]) -> dict[str, Any]:
         def judge(row: Mapping[str, int], texts: Sequence[str]) -> dict[str, float]:
             """Of one program alone, for lm-eval's own loop; here those of a batch run together."""
-            if unable := self._unable(allow_code_execution=False):
-                raise BadInput(f"{self.name}: {unable}")
+            from mcbench.sandbox import isolation
+
+            found = isolation()
+            if not found.contained:
+                raise BadInput(
+                    f"{self.name}: lm-eval's own loop runs programs only where they are confined, and here there is "
+                    f"{found.name} only ({found.missing}): go to a machine that confines them, or use `mcbench run`"
+                )
             item = items[row["place"]]
             return {"passed": float(self._outcomes([_program(item, texts[0])])[0].status == "passed")}
 
@@ -329,7 +349,7 @@ class CodeTask(ItemTask):
         passed = sum(outcome.status == "passed" for outcome in outcomes)
         share = pass_at_k(len(outcomes), passed, self.k)
         return {
-            **{key: written[key] for key in ("id", "group", "prompt", "completions")},
+            **{key: written[key] for key in ("id", "group", "passage", "prompt", "completions") if key in written},
             "statuses": [outcome.status for outcome in outcomes],
             "messages": [outcome.message for outcome in outcomes],
             "pass@k": share,

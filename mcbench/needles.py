@@ -78,7 +78,7 @@ class NeedleTask(GenerationTask):
 
     def _item(self, sentences: Sequence[str], length: int, depth: float, repeat: int) -> GenerationItem:
         rng = random.Random(f"{self.name} {self.seed} {length} {depth:.4f} {repeat}")
-        pairs = _pairs(self.names, rng)
+        pairs = _pairs(self.names, rng, length)
         key, value = next(pairs)
         needle = NEEDLE.format(key=key, value=value)
         after = AFTER.format(key=key)
@@ -130,8 +130,8 @@ def _place(hay: Sequence[str], depth: float) -> int:
     return min(range(len(gaps)), key=lambda at: abs(gaps[at] - target))
 
 
-def _pairs(names: str, rng: random.Random) -> Iterator[tuple[str, str]]:
-    """Keys, none of them twice, with their values."""
+def _pairs(names: str, rng: random.Random, length: int) -> Iterator[tuple[str, str]]:
+    """Keys, none of them twice, with their values; BadInput where a text of that length needs more than there are."""
 
     def number() -> str:
         return str(rng.randrange(10**6, 10**7))
@@ -144,8 +144,11 @@ def _pairs(names: str, rng: random.Random) -> Iterator[tuple[str, str]]:
         "numbered cities": lambda: (f"{rng.choice(CITIES)} {rng.randrange(1000)}", number()),
         "uuids": lambda: (unique(), unique()),
     }
+    most = {"cities": len(CITIES), "numbered cities": 1000 * len(CITIES)}.get(names)
     seen: set[str] = set()
     while True:
+        if len(seen) == most:
+            raise BadInput(f"a text of {length} tokens needs more than the {most} {names} there are: ask for shorter")
         key, value = make[names]()
         if key not in seen:
             seen.add(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import math
@@ -20,7 +21,7 @@ from mcbench.allocation import BitAllocation, BitBudget
 from mcbench.catalogue import select_tasks
 from mcbench.composition import METHODS, Composition, Part, compose, defaults
 from mcbench.datasets import data_folder
-from mcbench.errors import BadInput
+from mcbench.errors import BadInput, require_all
 from mcbench.files import require_writable, write_whole
 from mcbench.method import decisions
 from mcbench.progress import inner, muted, stage, track
@@ -368,27 +369,17 @@ class Exam:
         return self.out / "calibration" if self.shared is None else self.shared
 
     def require_data(self) -> None:
-        """Finds the items of every task before hours of work; one BadInput names all that is absent."""
-        absent = []
-        for task in track(self.tasks, len(self.tasks), "data"):
-            try:
-                with stage(task.name):
-                    assert task.data_digest
-            except BadInput as error:
-                absent.append(str(error))
-        if absent:
-            raise BadInput("\n".join(dict.fromkeys(absent)))
+        """Finds the items and examples of every task before hours of work; one BadInput names all that is absent."""
+
+        def find(task: Task) -> None:
+            with stage(task.name):
+                task.require_data()
+
+        require_all(functools.partial(find, task) for task in track(self.tasks, len(self.tasks), "data"))
 
     def require_room(self, window: int) -> None:
         """Finds what a model with so many tokens of context cannot be asked; one BadInput names all of it."""
-        misfits = []
-        for task in self.tasks:
-            try:
-                task.require_room(window)
-            except BadInput as error:
-                misfits.append(str(error))
-        if misfits:
-            raise BadInput("\n".join(misfits))
+        require_all(functools.partial(task.require_room, window) for task in self.tasks)
 
     def place(self, moe: MoEModel, title: str, fingerprint: str) -> Path:
         """The folder of the samples and the record of a model."""

@@ -173,7 +173,7 @@ def _results(results: Sequence[Result]) -> str:
 def _means(results: Sequence[Result]) -> str:
     """A line for each suite all of whose tasks were asked: its mean, blank where one of them is not complete."""
     return "\n".join(
-        note("mean", f"{mean.wording}: {suite_figure(mean.score(results)) or _why_blank(mean.incomplete(results))}")
+        note("mean", f"{mean.wording}: {suite_figure(mean.score(results)) or _blank(mean.why_blank(results))}")
         for mean in suite_means()
         if mean.asked(results)
     )
@@ -184,8 +184,8 @@ def suite_figure(score: SuiteScore | None) -> str:
     return f"{100 * score.value:.1f} ± {100 * score.standard_error:.1f}" if score else ""
 
 
-def _why_blank(incomplete: Sequence[str]) -> str:
-    return f"blank, for {', '.join(incomplete)} did not run in full"
+def _blank(why: str) -> str:
+    return f"blank, for {why}"
 
 
 def _difference(result: Result) -> tuple[str, str]:

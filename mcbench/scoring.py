@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from mcbench.task import Scores
 
 
-def score(path: str | Path, *, allow_code_execution: bool = False) -> Scores:
+def score(path: str | Path, *, task: str = "", allow_code_execution: bool = False) -> Scores:
     """The scores of the programs in a `*.completions.jsonl`, as the run that wrote it would have found them.
 
     The samples are written beside it, where the run that wrote the file looks for them: the same run without
-    `--no-execution` then has nothing left to generate. Raises BadInput for a file that is no such thing, is not
+    `--no-execution` then has nothing left to generate. `task` names the file of a task that does not come with the
+    package, such as ./mine.py. Raises BadInput for a file that is no such thing, is not
     complete, or belongs to another version of the task or of its data.
     """
     path = Path(path)
@@ -31,17 +32,22 @@ def score(path: str | Path, *, allow_code_execution: bool = False) -> Scores:
         raise BadInput(f"{str(path)!r} holds no programs: name a file that ends in {COMPLETIONS}")
     owner = _owner(path)
     name = str(owner["protocol"]).split("@")[0]
-    if name not in TASKS.names() or not issubclass(TASKS.get(name), CodeTask):
-        raise BadInput(f"{str(path)!r} was written for {name!r}, which is no task that runs programs")
-    task = task_with(name, owner["parameters"])
-    if task.protocol != owner["protocol"]:
+    if not task and name not in TASKS.names():
         raise BadInput(
-            f"{str(path)!r} was written for {owner['protocol']}, and here the task is {task.protocol}: "
+            f"{str(path)!r} was written for {name!r}, which is no task that runs programs here: name the file of "
+            "a task of yours with --task, such as --task ./mine.py"
+        )
+    if not issubclass(TASKS.get(task or name), CodeTask):
+        raise BadInput(f"{str(path)!r} was written for {name!r}, and {task or name!r} is no task that runs programs")
+    found = task_with(task or name, owner["parameters"])
+    if found.protocol != owner["protocol"]:
+        raise BadInput(
+            f"{str(path)!r} was written for {owner['protocol']}, and here the task is {found.protocol}: "
             "another version, or other data"
         )
     sink = path.with_name(f"{path.name.removesuffix(COMPLETIONS)}.jsonl")
     writer = cast("LanguageModel", _Writer(str(owner["model"]), path))
-    return task.evaluate(writer, limit=owner["limit"], sink=sink, allow_code_execution=allow_code_execution)
+    return found.evaluate(writer, limit=owner["limit"], sink=sink, allow_code_execution=allow_code_execution)
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,18 @@ class SuiteMean:
         return set(self.metrics) <= {result.task for result in results}
 
     def incomplete(self, results: Sequence[Result]) -> list[str]:
-        """The tasks of the suite that stand in the way of a mean: absent, skipped, partial or without the metric."""
+        """The tasks of the suite that stand in the way of a mean: absent, skipped, asked in part or on
+        a sample of its set, or without the metric."""
         known = {result.task: result for result in results}
         return [task for task, metric in self.metrics.items() if _estimate(known.get(task), metric) is None]
+
+    def why_blank(self, results: Sequence[Result]) -> str:
+        """What keeps the mean blank, task by task; empty where nothing does."""
+        known = {result.task: result for result in results}
+        missing = self.incomplete(results)
+        samples = {task: sample for task in missing if (sample := _sample(known.get(task)))}
+        rest = ", ".join(task for task in missing if task not in samples)
+        return " and ".join([*([f"{rest} did not run in full"] if rest else []), *samples.values()])
 
     def score(self, results: Sequence[Result]) -> SuiteScore | None:
         """The mean over the suite; None unless every task of it was asked and is complete."""
@@ -64,8 +73,18 @@ def suite_means() -> tuple[SuiteMean, ...]:
 
 def _estimate(result: Result | None, metric: str) -> Estimate | None:
     """One metric of a complete result; None where it is not whole, or has no such metric or no error."""
-    if result is None or result.value is None or result.partial or result.skipped:
+    if result is None or result.value is None or result.partial or result.skipped or _sample(result):
         return None
     if result.metric == metric:
         return Estimate(result.value, result.n, result.standard_error, result.k)
     return result.also.get(metric)
+
+
+def _sample(result: Result | None) -> str:
+    """That a result was asked on fewer rows than its published sets have; empty where it was not."""
+    if result is None:
+        return ""
+    for split, source in result.details.get("data", {}).items():
+        if source.get("official") and source["rows"] < source["official"]:
+            return f"{result.task} has {source['rows']} of the {source['official']} rows of its {split} split"
+    return ""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
-from mcbench.datasets import current_folder, load
+from mcbench.datasets import current_folder, loaded
 from mcbench.errors import BadInput
 from mcbench.items import Item
 from mcbench.progress import inner, track
@@ -169,6 +169,10 @@ class Task:
         with inner(f"{self.name}: scores"):
             return self._scores([rows[at] for at in sorted(rows)], started, partial)
 
+    def require_data(self) -> None:
+        """Raises BadInput where the items, or what is shown before them, cannot be had; it names all of that."""
+        assert self.data_digest
+
     def require_room(self, window: int) -> None:
         """Raises BadInput where no item can be asked of a model with a window of so many tokens.
 
@@ -274,7 +278,7 @@ class Task:
 
     def _data(self) -> dict[str, Any]:
         """Where the items come from, by split."""
-        sources = {split: load(name, split).origin for name, split in self.sets()}
+        sources = {split: loaded(name, split).origin for name, split in self.sets()}
         return {"data": sources} if sources else {}
 
 

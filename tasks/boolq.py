@@ -14,4 +14,5 @@ class BoolQ(HarnessTask):
     definition = "super_glue/boolq/default.yaml"
     data = "boolq"
     split = "validation"
+    passage_column = "passage"
     metric = "acc"

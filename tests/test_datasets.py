@@ -367,12 +367,16 @@ def test_the_prompts_of_longbench_are_those_that_others_filled_in() -> None:
         assert row["prompt"].rstrip().endswith(parts[-1].rstrip())  # lm-eval drops what ends it in some
 
 
-def test_longbench_loads_in_its_own_form(tmp_path: Path) -> None:
+def test_longbench_loads_in_its_own_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lm_eval")
+    monkeypatch.setitem(datasets._LONGBENCH, "hotpotqa", 1)
     lines = b'{"input": "Who?", "context": "Some {{question}} text.", "answers": ["A"], "all_classes": null}\n'
     folder = write(tmp_path, {"LongBench/data/hotpotqa.jsonl": lines, "LongBench/data/lsht.jsonl": b"{}\n"})
     (row,) = load("longbench", "test", folder).rows
     assert (row["dataset"], row["answers"], row["all_classes"]) == ("hotpotqa", ["A"], [])
+    monkeypatch.setitem(datasets._LONGBENCH, "hotpotqa", 200)
+    with pytest.raises(BadInput, match="hotpotqa.jsonl has 1 rows, and the set has 200: cut short"):
+        load("longbench", "test", folder)
     assert "Some {{question}} text." in row["prompt"] and row["prompt"].endswith("Question: Who?\nAnswer:")
     (folder / "LongBench" / "data" / "hotpotqa.jsonl").write_bytes(b'{"input": "Who?"}\n')
     with pytest.raises(BadInput, match="hotpotqa.jsonl row 1 has no columns 'input' and 'context'"):

@@ -14,7 +14,7 @@ import torch
 from tiny import tiny_tokenizer, tiny_transformer
 
 from mcbench.errors import BadInput, CheckFailed
-from mcbench.evaluation import Completion, LanguageModel, Prompt, Sampling, _Chooser
+from mcbench.evaluation import Completion, LanguageModel, Prompt, Sampling, _Chooser, _places_at_once
 
 ARCHITECTURES = ("mixtral", "qwen2_moe", "gpt_oss", "jamba")  # plain, shared experts, sliding window, recurrent
 TOLERANCE = 1e-4
@@ -144,6 +144,11 @@ def test_a_context_beyond_the_window_is_cut_on_the_left_and_counted() -> None:
         lm.loglikelihoods([("a", "b" * 600)])
 
 
+def test_a_step_off_the_processor_scores_many_places() -> None:
+    assert _places_at_once(torch.device("cpu"), 151_936) == 1
+    assert _places_at_once(torch.device("cuda"), 151_936) == 441
+
+
 def test_a_model_without_tokenizer_is_refused() -> None:
     with pytest.raises(BadInput, match="no tokenizer"):
         LanguageModel(tiny_transformer("mixtral"), None)
@@ -155,6 +160,21 @@ def test_numbers_that_are_none_are_refused() -> None:
         next(model.parameters()).fill_(math.nan)
     with pytest.raises(BadInput, match="NaN"):
         LanguageModel(model, tiny_tokenizer())
+
+
+@pytest.mark.parametrize("wrong", [math.inf, -math.inf, math.nan])
+def test_an_infinite_logit_is_refused(wrong: float) -> None:
+    model = tiny_transformer("mixtral")
+    lm = LanguageModel(model, tiny_tokenizer())
+
+    def spoil(_module: Any, _arguments: Any, logits: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(logits, wrong) if wrong < 0 else logits.index_fill(-1, torch.tensor([7]), wrong)
+
+    model.get_output_embeddings().register_forward_hook(spoil)
+    with pytest.raises(BadInput, match="not finite numbers"):
+        lm.loglikelihoods([("a", "b")])
+    with pytest.raises(BadInput, match="not finite numbers"):
+        lm.generate(["a"], (), 2)
 
 
 def test_a_model_whose_answers_depend_on_the_batch_is_refused() -> None:
@@ -252,6 +272,13 @@ def test_a_prompt_beyond_the_window_is_cut_on_the_left_and_counted() -> None:
     assert completion.truncated == 600 + 12 - 512
     with pytest.raises(BadInput, match="leave no room"):
         language_model().generate(["a"], stop=[], max_new_tokens=512)
+
+
+def test_an_empty_prompt_is_not_cut() -> None:
+    lm = language_model()
+    assert lm._encode([""]) == [[]]  # the tokenizer adds no BOS
+    (answers,) = lm.generate([""], (), 3)
+    assert answers[0].truncated == 0
 
 
 def test_sampling_from_the_very_top_is_greedy() -> None:

@@ -21,7 +21,8 @@ from mcbench.errors import BadInput
 from mcbench.evaluation import Completion, LanguageModel
 from mcbench.harness import HarnessTask
 from mcbench.model import load_model
-from mcbench.task import Scores, items_of
+from mcbench.pipeline import Exam
+from mcbench.task import Scores, _made, items_of
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"the published sets are not in {DATA.name!r} beside here")
@@ -261,6 +262,18 @@ def test_guessing_is_worth_one_choice_in_all(name: str, chance: float) -> None:
     assert official(name).chance() == pytest.approx(chance)
 
 
+def test_questions_about_one_passage_say_so_and_keep_their_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    boolq = official("boolq")
+    items, protocol = items_of(boolq), boolq.protocol
+    assert (len(items), len({item.passage for item in items})) == (3270, 2939)
+    (row,) = boolq.evaluate(language_model(), limit=1).samples
+    assert row["passage"] == items[0].passage
+    monkeypatch.setattr(type(boolq), "passage_column", "")
+    _made.cache_clear()
+    assert boolq.protocol == protocol and items_of(boolq)[0].passage == ""
+    _made.cache_clear()
+
+
 def test_mmlu_weighs_a_subject_by_its_size() -> None:
     task, lm = official("mmlu"), language_model()
     some = [item for item in items_of(task) if item.group in ("astronomy", "anatomy")]
@@ -286,6 +299,29 @@ def test_too_few_examples_are_refused() -> None:
         official("mmlu-5shot", shots=6).evaluate(language_model(), limit=1)
     with pytest.raises(BadInput, match="'fixed' or 'drawn'"):
         official("gsm8k", examples="some")
+
+
+def test_a_run_finds_absent_and_too_few_examples_at_the_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    tasks = (official("piqa"), official("gsm8k", shots=8000), official("mmlu-5shot", shots=9))
+    with pytest.raises(BadInput) as refused:
+        Exam(tasks, tmp_path, None, False).require_data()
+    few, fewer = str(refused.value).split("\n")
+    assert few == "gsm8k needs 8000 examples of 'gsm8k', and there are 7473: ask for fewer shots"
+    assert fewer.startswith("mmlu-5shot needs 9 examples of 'abstract_algebra', and there are 5")
+    (tmp_path / "gsm8k").mkdir()
+    (file,) = (DATA / "gsm8k").glob("test.jsonl*")
+    (tmp_path / "gsm8k" / file.name).symlink_to(file)
+    with data_folder(tmp_path), pytest.raises(BadInput) as refused:
+        Exam((official("gsm8k"), official("mmlu-5shot")), tmp_path, None, False).require_data()
+    assert [line.split(" is in no")[0] for line in str(refused.value).split("\n")] == [
+        "the train split of 'gsm8k'", "the test split of 'mmlu'", "the dev split of 'mmlu'"
+    ]  # fmt: skip
 
 
 def test_a_tokenizer_without_special_tokens_is_enough_where_there_is_a_context() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from tiny import tiny_tokenizer, tiny_transformer
 
+import mcbench.needles
 from mcbench.catalogue import TASKS, select_tasks
 from mcbench.cli import main
 from mcbench.composition import defaults
@@ -283,7 +284,45 @@ def test_a_file_of_programs_that_does_not_belong_is_refused(tmp_path: Path, caps
     assert main(["score", str(tmp_path / "none.completions.jsonl")]) == 2
 
 
+CONTRIBUTED = """
+from dataclasses import dataclass
+
+from mcbench.items import CodeItem
+from mcbench.kinds import CodeTask
+
+
+@dataclass(frozen=True)
+class Mine(CodeTask):
+    def items(self):
+        return [CodeItem("0", "x = 1  #", "assert x == 1", (), 4)]
+"""
+
+
+def test_the_programs_of_a_contributed_task_are_scored_later(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(CONTRIBUTED)
+    contributed = task(str(mine))
+    sink = tmp_path / f"{contributed.protocol}.jsonl"
+    told = contributed.evaluate(language_model(), sink=sink, execute=False).skipped
+    file = completions_of(sink)
+    assert f"`mcbench score {file} --task {mine}`" in told
+    with pytest.raises(BadInput, match="written for 'mine'.*--task ./mine.py"):
+        score(file)
+    with pytest.raises(BadInput, match="'niah-multikey-2' is no task that runs programs"):
+        score(file, task="niah-multikey-2")
+    assert main(["score", str(file), "--task", str(mine), "--allow-code-execution", "--quiet"]) == 0
+    assert "100" in capsys.readouterr().out
+
+
 # -- needles
+
+
+def test_a_text_that_needs_more_keys_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcbench.needles, "CITIES", ("Lima",))
+    with pytest.raises(BadInput, match="a text of 90000 tokens needs more than the 1000 numbered cities there are"):
+        task("niah-multikey-2(lengths=(90000,))").items()
 
 
 @shared

@@ -68,6 +68,18 @@ def test_a_task_that_is_not_complete_leaves_the_mean_blank(change: dict[str, obj
     assert "mmlu): blank, for mathqa did not run in full" in text
 
 
+def test_a_sample_of_a_set_leaves_the_mean_blank() -> None:
+    data = {"validation": {"source": "hellaswag_val_1000.jsonl", "sha256": "a", "rows": 1000, "official": 10042}}
+    results = changed(zeroshot(), "hellaswag", details={"data": data})
+    assert ZEROSHOT.score(results) is None and ZEROSHOT.incomplete(results) == ["hellaswag"]
+    text = " ".join(table(sample_record(results=tuple(results))).split())
+    assert "blank, for hellaswag has 1000 of the 10042 rows of its validation split" in text
+    whole = changed(zeroshot(), "hellaswag", details={"data": {"validation": data["validation"] | {"rows": 10042}}})
+    assert ZEROSHOT.score(whole) is not None
+    both = changed(results, "mathqa", partial=True)
+    assert ZEROSHOT.why_blank(both).startswith("mathqa did not run in full and hellaswag has 1000 of")
+
+
 def test_a_run_prints_the_mean_only_where_the_whole_suite_was_asked() -> None:
     whole = " ".join(table(sample_record(results=tuple(zeroshot()))).split())
     assert "winogrande, mathqa, mmlu): 57.5 ± 0.5" in whole

