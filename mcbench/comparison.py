@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mcbench.errors import BadInput
-from mcbench.task import BOOTSTRAP_REPEATS, Row, Scores
+from mcbench.task import BOOTSTRAP_REPEATS, Row, Scores, kept
 from mcbench.uncertainty import Evidence, block_length, by_cluster, windows_drawn
 
 
@@ -42,8 +42,7 @@ def difference(scores: Scores, other: Scores) -> Difference | None:
         return None
     if scores.protocol != other.protocol:
         raise BadInput(f"{scores.protocol} and {other.protocol} are not the same test, so they have no difference")
-    ours, theirs = scores.samples, other.samples
-    _require_same(ours, theirs, scores.protocol)
+    ours, theirs = _paired(scores.samples, other.samples, scores.protocol)
     if "loss" in ours[0]:
         return _of_perplexities(ours, theirs, "words" if scores.metric == "word_perplexity" else "tokens")
     deltas = _deltas(ours, theirs)
@@ -58,7 +57,7 @@ def evidence(ours: Sequence[Row], theirs: Sequence[Row], protocol: str) -> Evide
     per token, the logarithm of their ratio: clustered by text, or where there are few texts (one long one, say) in
     blocks of neighbouring windows. Raises BadInput where the two did not answer the same samples.
     """
-    _require_same(ours, theirs, protocol)
+    ours, theirs = _paired(ours, theirs, protocol)
     if "loss" in ours[0]:
         deltas = np.array([float(a["loss"]) - float(b["loss"]) for a, b in zip(ours, theirs, strict=True)])
         tokens = np.array([float(row["tokens"]) for row in ours])  # [windows]
@@ -106,9 +105,22 @@ def _log_shares(loglikelihoods: Sequence[float]) -> npt.NDArray[np.float64]:
     return np.asarray(values - np.logaddexp.reduce(values), dtype=float)
 
 
-def _require_same(ours: Sequence[Row], theirs: Sequence[Row], protocol: str) -> None:
+def _paired(ours: Sequence[Row], theirs: Sequence[Row], protocol: str) -> tuple[Sequence[Row], Sequence[Row]]:
+    """The samples of two runs, one beside the other; BadInput where they are not the same.
+
+    A record numbers the samples that it holds. Beside one of those the other's samples count by their places, for the
+    protocol covers the items and their order.
+    """
+    if ours and theirs and _numbered(ours) != _numbered(theirs):
+        ours, theirs = (rows if _numbered(rows) else kept(rows) for rows in (ours, theirs))
     if [row["id"] for row in ours] != [row["id"] for row in theirs]:
         raise BadInput(f"the two runs of {protocol} did not answer the same samples")
+    return ours, theirs
+
+
+def _numbered(rows: Sequence[Row]) -> bool:
+    """Whether the samples come from a record; those of a file have names."""
+    return isinstance(rows[0]["id"], int)
 
 
 def _deltas(ours: Sequence[Row], theirs: Sequence[Row]) -> npt.NDArray[np.float64]:

@@ -501,6 +501,39 @@ def load_samples(path: Path) -> tuple[dict[str, Any], list[Row]]:
     return owner, [row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: int(pair[0]))]
 
 
+def kept(rows: Sequence[Row]) -> list[Row]:
+    """Samples as a record holds them, for pairing with those of a record that nothing lies beside."""
+    return rows_of(*outcomes_of(rows))
+
+
+def rows_of(outcomes: Sequence[float], weights: Sequence[int], clusters: Sequence[int]) -> list[Row]:
+    """What `outcomes_of` kept, as samples."""
+    if weights:
+        names = clusters or range(len(outcomes))
+        return [
+            {"id": text, "loss": loss, "tokens": tokens}
+            for text, loss, tokens in zip(names, outcomes, weights, strict=True)
+        ]
+    passages = map(str, clusters) if clusters else [""] * len(outcomes)
+    return [
+        {"id": at, "correct": score, "passage": passage}
+        for at, (score, passage) in enumerate(zip(outcomes, passages, strict=True))
+    ]
+
+
+def outcomes_of(rows: Sequence[Row]) -> tuple[tuple[float, ...], tuple[int, ...], tuple[int, ...]]:
+    """What a record keeps of the samples: outcomes, weights, clusters."""
+    if not rows:
+        return (), (), ()
+    losses = "loss" in rows[0]
+    outcomes = tuple(float(row["loss" if losses else "correct"]) for row in rows)
+    weights = tuple(int(row["tokens"]) for row in rows) if losses else ()
+    names = [row["id"] if losses else row.get("passage") or at for at, row in enumerate(rows)]
+    place = {name: at for at, name in enumerate(dict.fromkeys(names))}
+    clusters = tuple(place[name] for name in names) if len(place) < len(names) else ()
+    return outcomes, weights, clusters
+
+
 def keep_new(batch: Mapping[int, Row], rows: Mapping[int, Row], file: SampleFile | None) -> Iterator[tuple[int, Row]]:
     """The samples of a batch that are not known yet, written to the file first."""
     # through JSON and back, so that a resumed run holds exactly what an uninterrupted one holds

@@ -268,6 +268,22 @@ def test_records_without_their_samples_compare_as_with_them(tmp_path: Path) -> N
             assert getattr(one, name) == getattr(other, name), name
 
 
+@pytest.mark.parametrize("bare", ["a", "b"])
+def test_a_record_alone_compares_with_a_run_that_has_its_samples(tmp_path: Path, bare: str) -> None:
+    passages = [f"text {at // 4}" for at in range(100)]
+    given = {PIQA: quiz(0, 0), MMLU: quiz(0, 0, passages), "one": windows([2.0] * 40, texts=1)}
+    taken = {PIQA: quiz(12, 2), MMLU: quiz(9, 4, passages), "one": windows([2.1, 2.3] * 20, texts=1)}
+    given["many"], taken["many"] = windows([2.0] * 40, texts=8), windows([2.1, 2.4] * 20, texts=8)
+    first, second = write_run(tmp_path / "a", given, uncompressed=True), write_run(tmp_path / "b", taken)
+    (beside,) = compare([first, second]).others
+    for path in (tmp_path / bare).glob("*.jsonl"):
+        path.unlink()
+    (mixed,) = compare([first, second]).others
+    for one, other in zip(beside.contrasts, mixed.contrasts, strict=True):
+        for name in ("difference", "interval", "lost", "gained", "p", "clusters", "n"):
+            assert getattr(one, name) == getattr(other, name), name
+
+
 def test_samples_that_are_nowhere_are_asked_for(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", {PIQA: quiz(0, 0)})
     record = Record.load(first)
