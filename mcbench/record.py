@@ -162,8 +162,9 @@ class Result:
     standard error of the paired difference; `lost` and `gained` count the items right in one of the two only.
     `samples` names the file of samples beside the record. `outcomes` has a number for each item, in the order of the
     items: whether it was right (the estimate where it was tried several times), or the nats that a window costs;
-    `weights` the tokens of each window; `clusters` numbers the text or passage that an item comes from, where items
-    share some. With them a record can be paired with another when its samples are not at hand.
+    `weights` the tokens of each window, or the words or bytes that the metric is per; `clusters` numbers the text or
+    passage that an item comes from, where items share some. With them a record can be paired with another when its
+    samples are not at hand.
     """
 
     task: str
@@ -195,7 +196,7 @@ class Result:
 
     def rows(self) -> list[Row]:
         """The samples as far as the record holds them, numbered; none where it was written without."""
-        return rows_of(self.outcomes, self.weights, self.clusters)
+        return rows_of(self.outcomes, self.weights, self.clusters, self.metric)
 
     @classmethod
     def of(cls, scores: Scores, baseline: Scores | None = None, *, counterpart: str = "", samples: str = "") -> Result:
@@ -204,7 +205,7 @@ class Result:
 
         delta = difference(scores, baseline) if baseline is not None else None
         names = {f.name for f in dataclasses.fields(cls)} - {"samples"}
-        outcomes, weights, clusters = outcomes_of(scores.samples)
+        outcomes, weights, clusters = outcomes_of(scores.samples, scores.metric)
         return cls(
             outcomes=outcomes,
             weights=weights,

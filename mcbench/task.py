@@ -501,18 +501,23 @@ def load_samples(path: Path) -> tuple[dict[str, Any], list[Row]]:
     return owner, [row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: int(pair[0]))]
 
 
-def kept(rows: Sequence[Row]) -> list[Row]:
+def unit_of(metric: str) -> str:
+    """What a perplexity is per, as samples of text name it."""
+    return {"word_perplexity": "words", "byte_perplexity": "bytes"}.get(metric, "tokens")
+
+
+def kept(rows: Sequence[Row], metric: str) -> list[Row]:
     """Samples as a record holds them, for pairing with those of a record that nothing lies beside."""
-    return rows_of(*outcomes_of(rows))
+    return rows_of(*outcomes_of(rows, metric), metric)
 
 
-def rows_of(outcomes: Sequence[float], weights: Sequence[int], clusters: Sequence[int]) -> list[Row]:
+def rows_of(outcomes: Sequence[float], weights: Sequence[int], clusters: Sequence[int], metric: str) -> list[Row]:
     """What `outcomes_of` kept, as samples."""
     if weights:
         names = clusters or range(len(outcomes))
         return [
-            {"id": text, "loss": loss, "tokens": tokens}
-            for text, loss, tokens in zip(names, outcomes, weights, strict=True)
+            {"id": text, "loss": loss, unit_of(metric): weight}
+            for text, loss, weight in zip(names, outcomes, weights, strict=True)
         ]
     passages = map(str, clusters) if clusters else [""] * len(outcomes)
     return [
@@ -521,13 +526,13 @@ def rows_of(outcomes: Sequence[float], weights: Sequence[int], clusters: Sequenc
     ]
 
 
-def outcomes_of(rows: Sequence[Row]) -> tuple[tuple[float, ...], tuple[int, ...], tuple[int, ...]]:
+def outcomes_of(rows: Sequence[Row], metric: str) -> tuple[tuple[float, ...], tuple[int, ...], tuple[int, ...]]:
     """What a record keeps of the samples: outcomes, weights, clusters."""
     if not rows:
         return (), (), ()
     losses = "loss" in rows[0]
     outcomes = tuple(float(row["loss" if losses else "correct"]) for row in rows)
-    weights = tuple(int(row["tokens"]) for row in rows) if losses else ()
+    weights = tuple(int(row[unit_of(metric)]) for row in rows) if losses else ()
     names = [row["id"] if losses else row.get("passage") or at for at, row in enumerate(rows)]
     place = {name: at for at, name in enumerate(dict.fromkeys(names))}
     clusters = tuple(place[name] for name in names) if len(place) < len(names) else ()

@@ -25,7 +25,7 @@ from mcbench.progress import track
 from mcbench.record import FILE_NAME, Record, Result
 from mcbench.registry import names_in, suggest
 from mcbench.report import aligned, bit_figure, is_share, metric_name, note
-from mcbench.task import Row, load_samples
+from mcbench.task import Row, load_samples, unit_of
 from mcbench.uncertainty import Evidence, Interval, holm, mean_interval, sign_flip_test
 
 MOST_LAYERS = 8  # whose share of experts is printed; every layer's stands in the record
@@ -287,7 +287,7 @@ def _samples(run: Run, task: str) -> list[Row]:
 def _checked(rows: list[Row], result: Result, where: str) -> list[Row]:
     """The samples, where they give what the result says; BadInput where not."""
     try:
-        value = _value(rows)
+        value = _value(rows, unit_of(result.metric))
     except (LookupError, TypeError, ValueError, ArithmeticError):
         raise BadInput(f"{where} are damaged; run it again") from None
     if len(rows) != result.n or result.value is None or not math.isclose(value, result.value, rel_tol=SAME_VALUE):
@@ -298,9 +298,9 @@ def _checked(rows: list[Row], result: Result, where: str) -> list[Row]:
     return rows
 
 
-def _value(rows: Sequence[Row]) -> float:
+def _value(rows: Sequence[Row], unit: str) -> float:
     if "loss" in rows[0]:
-        return math.exp(math.fsum(row["loss"] for row in rows) / math.fsum(row["tokens"] for row in rows))
+        return math.exp(math.fsum(row["loss"] for row in rows) / math.fsum(row[unit] for row in rows))
     return math.fsum(float(row["correct"]) for row in rows) / len(rows)
 
 
@@ -313,7 +313,7 @@ def _contrast(
     before, after = _result(runs[0], task), _result(runs[at], task)
     theirs, ours = samples[0, task], samples[at, task]
     assert before.value is not None and after.value is not None
-    found = evidence(ours, theirs, after.protocol)
+    found = evidence(ours, theirs, after.protocol, after.metric)
     flips = [float(a["correct"]) - float(b["correct"]) for a, b in zip(ours, theirs, strict=True) if "correct" in a]
     return Contrast(
         task=task,

@@ -268,6 +268,24 @@ def test_records_without_their_samples_compare_as_with_them(tmp_path: Path) -> N
             assert getattr(one, name) == getattr(other, name), name
 
 
+@pytest.mark.parametrize("bare", ["", "a", "b", "ab"])
+@pytest.mark.parametrize("texts", [2, 10])
+def test_a_perplexity_per_word_compares_by_words(tmp_path: Path, bare: str, texts: int) -> None:
+    def worded(losses: list[float]) -> list[dict[str, Any]]:  # the words stand with the first window of a text
+        rows = sorted(windows(losses, texts=texts), key=lambda row: int(row["id"]))
+        return [{**row, "words": 0 if at % (40 // texts) else 120 // texts} for at, row in enumerate(rows)]
+
+    first = write_run(tmp_path / "a", {"text": worded([2.0] * 40)}, uncompressed=True)
+    second = write_run(tmp_path / "b", {"text": worded([2.1, 2.3] * 20)})
+    for name in bare:
+        for path in (tmp_path / name).glob("*.jsonl"):
+            path.unlink()
+    (task,) = compare([first, second]).others[0].contrasts
+    assert (task.reference, task.value) == pytest.approx((math.exp(80 / 120), math.exp(88 / 120)))
+    assert task.difference == pytest.approx(math.expm1(8 / 120))
+    assert task.interval is not None and task.interval.low < task.difference < task.interval.high < 0.1
+
+
 @pytest.mark.parametrize("bare", ["a", "b"])
 def test_a_record_alone_compares_with_a_run_that_has_its_samples(tmp_path: Path, bare: str) -> None:
     passages = [f"text {at // 4}" for at in range(100)]
