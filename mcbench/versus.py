@@ -110,14 +110,30 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Unanswered:
+    """A task that the first run answered and this one did not, with the reason."""
+
+    run: str
+    task: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.task} in {self.run}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """Every run against the first; `tests` counts the p-values that Holm's correction covers."""
+    """Every run against the first; `tests` counts the p-values that Holm's correction covers.
+
+    unanswered: what is not compared, though it was meant to be; tasks that were chosen by name are all there.
+    """
 
     reference: Run
     others: tuple[Versus, ...]
     confidence: float
     tests: int
     spreads: tuple[Spread, ...] = ()
+    unanswered: tuple[Unanswered, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as plain JSON values."""
@@ -136,6 +152,7 @@ class Comparison:
                 for other in self.others
             ],
             "seeds": [_plain(spread) for spread in self.spreads],
+            "unanswered": [_plain(task) for task in self.unanswered],
         }
 
 
@@ -162,7 +179,7 @@ def compare(paths: Sequence[str | Path], *, tasks: str = "", confidence: float =
         _versus(run, [dataclasses.replace(contrast, p_holm=next(adjusted)) for contrast in contrasts], confidence)
         for run, contrasts in zip(runs[1:], pairs, strict=True)
     )
-    return Comparison(runs[0], others, confidence, sum(map(len, pairs)), _spreads(others))
+    return Comparison(runs[0], others, confidence, sum(map(len, pairs)), _spreads(others), _unanswered(runs, tasks))
 
 
 def load_run(path: str | Path) -> Run:
@@ -256,10 +273,30 @@ def _tasks(runs: Sequence[Run], asked: str) -> list[str]:
         if name not in common and name not in suites:
             lacking = next((run for run, names in zip(runs, answered, strict=True) if name not in names), runs[0])
             raise UnknownName(f"no task {name!r} was answered in {lacking.name!r}; {suggest(name, common)}")
-    chosen = {inner for name in wanted for inner in suites.get(name, [name])}
+    chosen = _chosen(asked)
     if not chosen & set(common):
         raise BadInput(f"the runs have no task of {asked!r} in common; they share {', '.join(common)}")
     return [name for name in common if name in chosen]
+
+
+def _chosen(asked: str) -> set[str]:
+    """The tasks behind a list of tasks and suites."""
+    suites: Mapping[str, Sequence[str]] = defaults()["suites"]
+    return {inner for name in names_in(asked, "task list") for inner in suites.get(name, [name])}
+
+
+def _unanswered(runs: Sequence[Run], asked: str) -> tuple[Unanswered, ...]:
+    """What the first run answered and another did not, of the suites that were asked for or of everything."""
+    first = [r.task for r in runs[0].record.results if r.value is not None and (not asked or r.task in _chosen(asked))]
+    found = []
+    for run in runs[1:]:
+        results = {result.task: result for result in run.record.results}
+        for task in first:
+            if task not in results:
+                found.append(Unanswered(run.name, task, "not in its record"))
+            elif results[task].value is None:
+                found.append(Unanswered(run.name, task, results[task].skipped or "skipped"))
+    return tuple(found)
 
 
 def _result(run: Run, task: str) -> Result:
@@ -480,6 +517,7 @@ def _remarks(comparison: Comparison, first: Versus) -> list[str]:
             lines.append(note("clusters", f"{c.task}: {c.n} samples count as {c.clusters}, for some hang together"))
         if c.interval is None:
             lines.append(note("no interval", f"{c.task}: too few independent samples"))
+    lines += [note("unanswered", str(task)) for task in comparison.unanswered]
     records = [comparison.reference.record, *(other.run.record for other in comparison.others)]
     if any(redrawn(one, other) for one in records for other in records):
         lines.append(note("seeds", "these runs were calibrated on different draws from the same text"))
