@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from mcbench.task import Row, load_samples, unit_of
 from mcbench.uncertainty import Evidence, Interval, holm, mean_interval, sign_flip_test
 
 MOST_LAYERS = 8  # whose share of experts is printed; every layer's stands in the record
+SEED = re.compile(r"(?:, ?)?\bseed=(-?\d+)")  # a hyper-parameter in a method string
 SAME_VALUE = 1e-9  # relative: a score and what its samples give; both are sums of the same numbers
 
 
@@ -406,14 +408,15 @@ def _spreads(others: Sequence[Versus]) -> tuple[Spread, ...]:
     families: dict[tuple[object, ...], list[Versus]] = {}
     for other in others:
         record = other.run.record
-        # a hyper-parameter that takes the run's seed is written out in the method string
-        method = record.method.replace(f"seed={record.seed}", "seed")
+        method = SEED.sub("", record.method).replace("(, ", "(").replace("()", "")
         families.setdefault((method, record.bits.asked, record.bits.asked_as), []).append(other)
     found = []
     for (name, *_), members in families.items():
-        seeds = tuple(member.run.record.seed for member in members)
+        # a hyper-parameter counts before the seed of the run, which it takes where none is given
+        each = [(*map(int, SEED.findall(m.run.record.method)), m.run.record.seed) for m in members]
+        seeds = next((column for column in zip(*each, strict=False) if len(set(column)) == len(column)), ())
         values = tuple(member.overall.difference for member in members if member.overall is not None)
-        if len(set(seeds)) == len(seeds) > 1 and len(values) == len(seeds):
+        if len(seeds) > 1 and len(values) == len(seeds):
             found.append(Spread(str(name), seeds, values, float(np.std(values, ddof=1))))
     return tuple(found)
 

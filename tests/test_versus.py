@@ -133,6 +133,16 @@ def test_seeds_of_one_method_show_their_spread(tmp_path: Path) -> None:
     assert "different draws from the same text" in table(comparison)
 
 
+def test_draws_of_one_method_show_their_spread_whatever_the_seed_of_the_run(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "a", {PIQA: quiz(0, 0)}, uncompressed=True)
+    draws = [
+        write_run(tmp_path / str(at), {PIQA: quiz(10 + at, 0)}, method=method, fingerprint=str(at))
+        for at, method in enumerate(("random(seed=3)+gptq", "random(seed=5)+gptq", "x(seed=1, a=2)", "x(a=2, seed=4)"))
+    ]
+    spreads = compare([first, *draws]).spreads
+    assert [(spread.method, spread.seeds) for spread in spreads] == [("random+gptq", (3, 5)), ("x(a=2)", (1, 4))]
+
+
 def test_divergence_is_that_of_the_choices(tmp_path: Path) -> None:
     (found,) = pair(tmp_path, {PIQA: quiz(0, 0)}, {PIQA: quiz(10, 0)}).others
     p = np.exp([-2.0, -1.0]) / np.exp([-2.0, -1.0]).sum()
