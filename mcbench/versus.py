@@ -23,7 +23,7 @@ from mcbench.composition import defaults
 from mcbench.errors import BadInput, UnknownName
 from mcbench.leaderboard import Table, redrawn, require_one_baseline, unlike
 from mcbench.progress import track
-from mcbench.record import FILE_NAME, Record, Result
+from mcbench.record import FILE_NAME, Fidelity, Record, Result
 from mcbench.registry import names_in, suggest
 from mcbench.report import aligned, bit_figure, is_share, metric_name, note
 from mcbench.task import Row, load_samples, unit_of
@@ -236,7 +236,7 @@ def table(comparison: Comparison) -> str:
     first, *_ = comparison.others
     blocks = [f"A  {comparison.reference}"]
     for at, other in enumerate(comparison.others, 1):
-        letter = ascii_uppercase[at] if at < len(ascii_uppercase) else f"run {at + 1}"
+        letter = _letter(at)
         blocks += [f"{letter}  {other.run}", _differences(comparison, other, letter)]
         blocks += [block for block in (_kinds(other), _agreement(other)) if block]
     if fidelity := _fidelity(comparison):
@@ -469,9 +469,7 @@ def _agreement(other: Versus) -> str:
 def _fidelity(comparison: Comparison) -> str:
     """How far each run is from the uncompressed model, over tokens and in its routing, as its record says."""
     rows = []
-    for letter, run in zip(ascii_uppercase, [comparison.reference, *(o.run for o in comparison.others)], strict=False):
-        if (found := run.record.fidelity) is None:
-            continue
+    for letter, found in _fidelities(comparison)[0].items():
         rows.append(
             [
                 letter,
@@ -486,6 +484,21 @@ def _fidelity(comparison: Comparison) -> str:
         )
     heads = ["from 16 bits", "KL, nats", "top-1 %", "top-5 %", "same experts %", "entropy", "Gini"]
     return aligned(heads, rows, left=1) if rows else ""
+
+
+def _fidelities(comparison: Comparison) -> tuple[dict[str, Fidelity], list[str]]:
+    """By letter the distances over one text, that of the first run which has one, and the runs that read another."""
+    runs = [comparison.reference, *(other.run for other in comparison.others)]
+    found = {_letter(at): run.record.fidelity for at, run in enumerate(runs) if run.record.fidelity is not None}
+    read = {letter: (one.text, one.windows, one.tokens) for letter, one in found.items()}
+    text = next(iter(read.values()), None)
+    alike = {letter: one for letter, one in found.items() if read[letter] == text}
+    return alike, [letter for letter in found if letter not in alike]
+
+
+def _letter(at: int) -> str:
+    """What the run at that place is called in the tables."""
+    return ascii_uppercase[at] if at < len(ascii_uppercase) else f"run {at + 1}"
 
 
 def _middle(values: Sequence[float]) -> float:
@@ -513,6 +526,8 @@ def _remarks(comparison: Comparison, first: Versus) -> list[str]:
     ]
     if any(run.record.fidelity for run in (comparison.reference, *(other.run for other in comparison.others))):
         lines.append(note("from 16 bits", "KL, likeliest tokens, experts by layer, load of experts (mean over layers)"))
+    if others := _fidelities(comparison)[1]:
+        lines.append(note("left out", f"{', '.join(others)}: another text was read for the distance from 16 bits"))
     if any(c.same_answers is not None for c in first.contrasts):
         lines.append(note("agreement", "share answered as A does, right or wrong; divergence over choices in nats"))
     for c in first.contrasts:

@@ -17,7 +17,7 @@ from scipy import stats
 from mcbench.allocation import BitAllocation
 from mcbench.cli import main
 from mcbench.errors import BadInput, UnknownName
-from mcbench.record import FILE_NAME, SCHEMA, Record
+from mcbench.record import FILE_NAME, SCHEMA, Fidelity, Record
 from mcbench.uncertainty import score_interval
 from mcbench.versus import Comparison, compare, table
 
@@ -100,6 +100,17 @@ def test_every_run_is_shown_however_many(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", {PIQA: quiz(0, 0)})
     shown = table(compare([run] * 30))
     assert shown.count("- A ") == 29 and "run 30 - A" in shown
+
+
+def test_distances_from_16_bits_stand_together_only_over_one_text(tmp_path: Path) -> None:
+    layers = (0.9, 0.9)
+    read = Fidelity("text@1", 4, 400, 0.1, None, 0.9, 0.9, layers, layers, layers, layers, layers)
+    texts = {"a": read, "b": dataclasses.replace(read, text="text@2", divergence=0.2)}
+    first, second = (write_run(tmp_path / n, {PIQA: quiz(0, 0)}, fidelity=text) for n, text in texts.items())
+    shown = table(compare([first, *[first] * 27, second]))
+    rows = [line for line in shown[shown.index("from 16 bits") :].splitlines() if " 0.1000 " in line]
+    assert [row.split("  ")[0] for row in (rows[0], rows[-1])] == ["A", "run 28"] and len(rows) == 28
+    assert "0.2000" not in shown and "run 29: another text was read" in shown
 
 
 def test_kinds_of_task_come_worst_first(tmp_path: Path) -> None:
