@@ -117,7 +117,13 @@ def _paired(
     if ours and theirs and _numbered(ours) != _numbered(theirs):
         ours, theirs = (rows if _numbered(rows) else kept(rows, metric) for rows in (ours, theirs))
     if [row["id"] for row in ours] != [row["id"] for row in theirs]:
-        raise BadInput(f"the two runs of {protocol} did not answer the same samples")
+        told = (
+            f"they have {len(ours)} and {len(theirs)}" if len(ours) != len(theirs) else f"not all {len(ours)} are alike"
+        )
+        raise BadInput(
+            f"the two runs of {protocol} did not answer the same samples: {told}; run both with the same --limit, or "
+            "leave the task out of --tasks"
+        )
     return ours, theirs
 
 

@@ -352,7 +352,10 @@ def _contrast(
     before, after = _result(runs[0], task), _result(runs[at], task)
     theirs, ours = samples[0, task], samples[at, task]
     assert before.value is not None and after.value is not None
-    found = evidence(ours, theirs, after.protocol, after.metric)
+    try:
+        found = evidence(ours, theirs, after.protocol, after.metric)
+    except BadInput as reason:
+        raise BadInput(f"{runs[at].name!r} and {runs[0].name!r} do not compare in {task}: {reason}") from None
     flips = [float(a["correct"]) - float(b["correct"]) for a, b in zip(ours, theirs, strict=True) if "correct" in a]
     return Contrast(
         task=task,
