@@ -389,12 +389,17 @@ def _shown_interval(interval: Interval | None, share: bool) -> Interval | None:
 
 
 def kinds(result: Result) -> tuple[str, ...]:
-    """What sort of task it is, by the benchmark that it stands for; the sorts are those of `defaults.json`."""
+    """What sort of task it is, by its name or the benchmark that it stands for; the sorts are those of `defaults.json`.
+
+    A sort that lists miniatures is about how items are asked, in which a miniature need not be like its benchmark, so
+    it goes by the task's own name.
+    """
     sorts: Mapping[str, Sequence[str]] = defaults()["kinds"]
-    names = {result.task, result.counterpart}
+    miniatures = set(defaults()["suites"]["mini"])
     return tuple(
         kind
         for kind, members in sorts.items()
+        for names in [{result.task} if miniatures & set(members) else {result.task, result.counterpart}]
         if any(name == member or name.startswith(f"{member}-") for name in names for member in members)
     )
 

@@ -19,7 +19,7 @@ from mcbench.cli import main
 from mcbench.errors import BadInput, UnknownName
 from mcbench.record import FILE_NAME, SCHEMA, Fidelity, Record
 from mcbench.uncertainty import score_interval
-from mcbench.versus import Comparison, compare, table
+from mcbench.versus import Comparison, compare, kinds, table
 
 PIQA, MMLU, GSM = "mini-piqa", "mini-mmlu", "mini-gsm8k"
 RIGHT = [True] * 70 + [False] * 30
@@ -120,6 +120,22 @@ def test_kinds_of_task_come_worst_first(tmp_path: Path) -> None:
     assert next(iter(means)) in ("reasoning", "generation") and means["generation"] == (-0.3, (GSM,))
     assert means["recall"] == (-0.03, (PIQA, MMLU)) and means["few-shot"] == (-0.04, (MMLU,))
     assert found.overall is not None and found.overall.difference == pytest.approx(-0.12)
+
+
+@pytest.mark.parametrize(
+    ("task", "counterpart", "sorts"),
+    [
+        ("mmlu", "", ("recall",)),
+        ("mmlu-5shot", "", ("recall", "few-shot")),
+        (MMLU, "mmlu", ("recall", "few-shot")),  # its questions come after five others
+        ("gsm8k", "", ("reasoning", "few-shot", "generation")),
+        (GSM, "gsm8k", ("reasoning", "generation")),  # its questions stand alone
+        ("mini-needle-multikey", "niah-multikey", ("long context",)),
+    ],
+)
+def test_few_shot_is_what_comes_after_examples(task: str, counterpart: str, sorts: tuple[str, ...]) -> None:
+    (result, *_) = sample_record().results
+    assert kinds(dataclasses.replace(result, task=task, counterpart=counterpart)) == sorts
 
 
 def test_seeds_of_one_method_show_their_spread(tmp_path: Path) -> None:
