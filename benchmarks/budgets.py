@@ -276,7 +276,7 @@ def paired(board: Board, subject: str, other: str, bits: float) -> Pair | None:
 
 def change(mine: Result, theirs: Result) -> Change:
     """The paired difference of one task: McNemar's exact test of right and wrong, else that of a normal error."""
-    found = evidence(mine.rows(), theirs.rows(), mine.protocol)
+    found = evidence(mine.rows(), theirs.rows(), mine.protocol, mine.metric)
     value, error = found.difference, found.standard_error or 0.0
     p = found.p_value() if found.flips is not None else _normal(value, error)
     if mine.higher_is_better:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mcbench.errors import BadInput
-from mcbench.task import BOOTSTRAP_REPEATS, Row, Scores
+from mcbench.task import BOOTSTRAP_REPEATS, Row, Scores, kept, unit_of
 from mcbench.uncertainty import Evidence, block_length, by_cluster, windows_drawn
 
 
@@ -42,28 +42,28 @@ def difference(scores: Scores, other: Scores) -> Difference | None:
         return None
     if scores.protocol != other.protocol:
         raise BadInput(f"{scores.protocol} and {other.protocol} are not the same test, so they have no difference")
-    ours, theirs = scores.samples, other.samples
-    _require_same(ours, theirs, scores.protocol)
+    ours, theirs = _paired(scores.samples, other.samples, scores.protocol, scores.metric)
     if "loss" in ours[0]:
-        return _of_perplexities(ours, theirs, "words" if scores.metric == "word_perplexity" else "tokens")
+        return _of_perplexities(ours, theirs, unit_of(scores.metric))
     deltas = _deltas(ours, theirs)
     lost, gained = int((deltas < 0).sum()), int((deltas > 0).sum())
     return Difference(float(deltas.mean()), len(deltas), _of_shares(ours, theirs).standard_error, lost, gained)
 
 
-def evidence(ours: Sequence[Row], theirs: Sequence[Row], protocol: str) -> Evidence:
+def evidence(ours: Sequence[Row], theirs: Sequence[Row], protocol: str, metric: str) -> Evidence:
     """What the samples of two runs say about `ours` minus `theirs`, clustered where they hang together.
 
     Shares differ in the share of right answers, clustered by the passage that items name. Perplexities differ in nats
-    per token, the logarithm of their ratio: clustered by text, or where there are few texts (one long one, say) in
-    blocks of neighbouring windows. Raises BadInput where the two did not answer the same samples.
+    per token, word or byte as the metric says, the logarithm of their ratio: clustered by text, or where there are few
+    texts (one long one, say) in blocks of neighbouring windows. Raises BadInput where the two did not answer the same
+    samples.
     """
-    _require_same(ours, theirs, protocol)
+    ours, theirs = _paired(ours, theirs, protocol, metric)
     if "loss" in ours[0]:
         deltas = np.array([float(a["loss"]) - float(b["loss"]) for a, b in zip(ours, theirs, strict=True)])
-        tokens = np.array([float(row["tokens"]) for row in ours])  # [windows]
+        sizes = _sizes(ours, unit_of(metric))
         texts = [row["id"] for row in ours]
-        columns, count = windows_drawn(np.stack([deltas, tokens], axis=1), texts)
+        columns, count = windows_drawn(np.stack([deltas, sizes], axis=1), texts)
         if count == len(columns):
             return Evidence(columns[:, 0], columns[:, 1], bounded=False)
         length = block_length(len(deltas))
@@ -106,9 +106,30 @@ def _log_shares(loglikelihoods: Sequence[float]) -> npt.NDArray[np.float64]:
     return np.asarray(values - np.logaddexp.reduce(values), dtype=float)
 
 
-def _require_same(ours: Sequence[Row], theirs: Sequence[Row], protocol: str) -> None:
+def _paired(
+    ours: Sequence[Row], theirs: Sequence[Row], protocol: str, metric: str
+) -> tuple[Sequence[Row], Sequence[Row]]:
+    """The samples of two runs, one beside the other; BadInput where they are not the same.
+
+    A record numbers the samples that it holds. Beside one of those the other's samples count by their places, for the
+    protocol covers the items and their order.
+    """
+    if ours and theirs and _numbered(ours) != _numbered(theirs):
+        ours, theirs = (rows if _numbered(rows) else kept(rows, metric) for rows in (ours, theirs))
     if [row["id"] for row in ours] != [row["id"] for row in theirs]:
-        raise BadInput(f"the two runs of {protocol} did not answer the same samples")
+        told = (
+            f"they have {len(ours)} and {len(theirs)}" if len(ours) != len(theirs) else f"not all {len(ours)} are alike"
+        )
+        raise BadInput(
+            f"the two runs of {protocol} did not answer the same samples: {told}; run both with the same --limit, or "
+            "leave the task out of --tasks"
+        )
+    return ours, theirs
+
+
+def _numbered(rows: Sequence[Row]) -> bool:
+    """Whether the samples come from a record; those of a file have names."""
+    return isinstance(rows[0]["id"], int)
 
 
 def _deltas(ours: Sequence[Row], theirs: Sequence[Row]) -> npt.NDArray[np.float64]:
@@ -125,16 +146,28 @@ def _of_shares(ours: Sequence[Row], theirs: Sequence[Row]) -> Evidence:
     return Evidence(by_cluster(deltas, names), by_cluster(np.ones(len(deltas)), names))
 
 
+def _sizes(rows: Sequence[Row], unit: str) -> npt.NDArray[np.float64]:
+    """[windows] of how much text each window is.
+
+    The words and bytes of a text stand with its first window; all of its windows share them here.
+    """
+    sizes = np.array([float(row[unit]) for row in rows])
+    if unit == "tokens":
+        return sizes
+    place = {text: at for at, text in enumerate(dict.fromkeys(row["id"] for row in rows))}
+    places = np.array([place[row["id"]] for row in rows])
+    totals, windows = np.bincount(places, sizes), np.bincount(places)
+    return np.asarray(totals[places] / windows[places], dtype=float)
+
+
 def _of_perplexities(ours: Sequence[Row], theirs: Sequence[Row], unit: str) -> Difference:
-    loss, other, tokens = (
-        np.array([float(row[key]) for row in rows])  # [windows]
-        for rows, key in ((ours, "loss"), (theirs, "loss"), (ours, unit))
-    )
-    value = math.exp(loss.sum() / tokens.sum()) - math.exp(other.sum() / tokens.sum())
-    windows, texts = len(tokens), [row["id"] for row in ours]
+    loss, other = (np.array([float(row["loss"]) for row in rows]) for rows in (ours, theirs))  # [windows]
+    sizes = _sizes(ours, unit)
+    value = math.exp(loss.sum() / sizes.sum()) - math.exp(other.sum() / sizes.sum())
+    windows, texts = len(sizes), [row["id"] for row in ours]
     if windows < 2:
         return Difference(value, windows, None)
-    columns, count = windows_drawn(np.stack([loss, other, tokens], axis=1), texts)
+    columns, count = windows_drawn(np.stack([loss, other, sizes], axis=1), texts)
     generator, clusters = np.random.default_rng(0), len(columns)
     drawn = generator.multinomial(count, np.full(clusters, 1 / clusters), size=BOOTSTRAP_REPEATS)  # [repeats, clusters]
     sums = drawn @ columns  # [repeats, 3]

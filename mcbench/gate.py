@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from mcbench.errors import BadInput
 from mcbench.uncertainty import Interval
-from mcbench.versus import Comparison, Contrast, Versus, interval_of_mean, shown_difference
+from mcbench.versus import Comparison, Contrast, Unanswered, Versus, interval_of_mean, shown_difference
 
 Outcome = Literal["passed", "failed", "cannot tell"]
 
@@ -73,8 +73,9 @@ def judge(
     margin: points (per cent) of the mean over all tasks of shares, or with `each` of every task by itself.
     perplexity_margin: by how many per cent each perplexity may rise. confidence: by default that of the comparison.
     Errors: where the true loss is the margin or more, the gate opens with a chance of at most 1 - confidence, however
-    many claims there are, for all of them must be proven; where no true loss exceeds its margin it shuts with at most
-    that chance too, for which the level is divided by the number of claims (Bonferroni).
+    many claims there are, for all of them must be proven, and no task left out that the first run answered; where no
+    true loss exceeds its margin it shuts with at most that chance too, for which the level is divided by the number of
+    claims (Bonferroni).
 
     Raises BadInput for a margin that is not positive, and where nothing can be judged.
     """
@@ -92,9 +93,10 @@ def judge(
     outcome: Outcome = "cannot tell"
     if any(claim.refuted for claim in claims):
         outcome = "failed"
-    elif all(claim.proven for claim in claims):
+    elif all(claim.proven for claim in claims) and not comparison.unanswered:
         outcome = "passed"
-    return Verdict(outcome, _why(outcome, claims, level, comparison.reference.name), claims)
+    why = _why(outcome, claims, level, comparison.reference.name, comparison.unanswered)
+    return Verdict(outcome, why, claims)
 
 
 def _subjects(other: Versus, each: bool) -> Iterator[tuple[str, Sequence[Contrast], bool]]:
@@ -136,7 +138,9 @@ def _loss_bounds(contrasts: Sequence[Contrast], confidence: float, share: bool) 
     return interval and Bounds(*(shown_difference(end, share) for end in interval))
 
 
-def _why(outcome: Outcome, claims: Sequence[Claim], confidence: float, reference: str) -> str:
+def _why(
+    outcome: Outcome, claims: Sequence[Claim], confidence: float, reference: str, unanswered: Sequence[Unanswered]
+) -> str:
     told = {
         "passed": [c for c in claims if c.proven],
         "failed": [c for c in claims if c.refuted],
@@ -148,7 +152,15 @@ def _why(outcome: Outcome, claims: Sequence[Claim], confidence: float, reference
         "cannot tell": f"Cannot tell: the samples are too few to show, at {100 * confidence:g} % confidence, that the "
         f"loss to {reference} stays within the margin or exceeds it.",
     }[outcome]
-    return " ".join([opening, *(_sentence(outcome, claim) for claim in told)])
+    sentences = [_sentence(outcome, claim) for claim in told]
+    if unanswered:
+        if outcome == "cannot tell" and not told:
+            opening = "Cannot tell: what was compared stays within its margin, but not everything was."
+        sentences.append(
+            f"Not answered, though {reference} did: {'; '.join(map(str, unanswered))}. Run these tasks, or name with "
+            "--tasks those that count."
+        )
+    return " ".join([opening, *sentences])
 
 
 def _sentence(outcome: Outcome, claim: Claim) -> str:

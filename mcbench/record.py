@@ -14,7 +14,7 @@ import os
 import platform
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeVar
 from mcbench.allocation import BitAllocation, WeightCount
 from mcbench.errors import BadInput
 from mcbench.files import read_text, write_whole
-from mcbench.task import Estimate, Row, Scores
+from mcbench.task import Estimate, Row, Scores, outcomes_of, rows_of
 
 SCHEMA = 3
 FILE_NAME = "record.json"
@@ -162,8 +162,9 @@ class Result:
     standard error of the paired difference; `lost` and `gained` count the items right in one of the two only.
     `samples` names the file of samples beside the record. `outcomes` has a number for each item, in the order of the
     items: whether it was right (the estimate where it was tried several times), or the nats that a window costs;
-    `weights` the tokens of each window; `clusters` numbers the text or passage that an item comes from, where items
-    share some. With them a record can be paired with another when its samples are not at hand.
+    `weights` the tokens of each window, or the words or bytes that the metric is per; `clusters` numbers the text or
+    passage that an item comes from, where items share some. With them a record can be paired with another when its
+    samples are not at hand.
     """
 
     task: str
@@ -194,18 +195,8 @@ class Result:
     clusters: tuple[int, ...] = ()
 
     def rows(self) -> list[Row]:
-        """The samples as far as the record holds them; none where it was written without."""
-        clusters = self.clusters or range(len(self.outcomes))
-        if self.weights:
-            return [
-                {"id": text, "loss": loss, "tokens": tokens}
-                for text, loss, tokens in zip(clusters, self.outcomes, self.weights, strict=True)
-            ]
-        passages = map(str, self.clusters) if self.clusters else [""] * len(self.outcomes)
-        return [
-            {"id": at, "correct": score, "passage": passage}
-            for at, (score, passage) in enumerate(zip(self.outcomes, passages, strict=True))
-        ]
+        """The samples as far as the record holds them, numbered; none where it was written without."""
+        return rows_of(self.outcomes, self.weights, self.clusters, self.metric)
 
     @classmethod
     def of(cls, scores: Scores, baseline: Scores | None = None, *, counterpart: str = "", samples: str = "") -> Result:
@@ -214,7 +205,7 @@ class Result:
 
         delta = difference(scores, baseline) if baseline is not None else None
         names = {f.name for f in dataclasses.fields(cls)} - {"samples"}
-        outcomes, weights, clusters = _outcomes(scores.samples)
+        outcomes, weights, clusters = outcomes_of(scores.samples, scores.metric)
         return cls(
             outcomes=outcomes,
             weights=weights,
@@ -228,19 +219,6 @@ class Result:
             lost=delta.lost if delta else None,
             gained=delta.gained if delta else None,
         )
-
-
-def _outcomes(rows: Sequence[Row]) -> tuple[tuple[float, ...], tuple[int, ...], tuple[int, ...]]:
-    """What `Result` keeps of the samples: outcomes, weights, clusters."""
-    if not rows:
-        return (), (), ()
-    losses = "loss" in rows[0]
-    outcomes = tuple(float(row["loss" if losses else "correct"]) for row in rows)
-    weights = tuple(int(row["tokens"]) for row in rows) if losses else ()
-    names = [row["id"] if losses else row.get("passage") or at for at, row in enumerate(rows)]
-    place = {name: at for at, name in enumerate(dict.fromkeys(names))}
-    clusters = tuple(place[name] for name in names) if len(place) < len(names) else ()
-    return outcomes, weights, clusters
 
 
 @dataclass(frozen=True)

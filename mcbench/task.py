@@ -505,6 +505,44 @@ def load_samples(path: Path) -> tuple[dict[str, Any], list[Row]]:
     return owner, [row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: int(pair[0]))]
 
 
+def unit_of(metric: str) -> str:
+    """What a perplexity is per, as samples of text name it."""
+    return {"word_perplexity": "words", "byte_perplexity": "bytes"}.get(metric, "tokens")
+
+
+def kept(rows: Sequence[Row], metric: str) -> list[Row]:
+    """Samples as a record holds them, for pairing with those of a record that nothing lies beside."""
+    return rows_of(*outcomes_of(rows, metric), metric)
+
+
+def rows_of(outcomes: Sequence[float], weights: Sequence[int], clusters: Sequence[int], metric: str) -> list[Row]:
+    """What `outcomes_of` kept, as samples."""
+    if weights:
+        names = clusters or range(len(outcomes))
+        return [
+            {"id": text, "loss": loss, unit_of(metric): weight}
+            for text, loss, weight in zip(names, outcomes, weights, strict=True)
+        ]
+    passages = map(str, clusters) if clusters else [""] * len(outcomes)
+    return [
+        {"id": at, "correct": score, "passage": passage}
+        for at, (score, passage) in enumerate(zip(outcomes, passages, strict=True))
+    ]
+
+
+def outcomes_of(rows: Sequence[Row], metric: str) -> tuple[tuple[float, ...], tuple[int, ...], tuple[int, ...]]:
+    """What a record keeps of the samples: outcomes, weights, clusters."""
+    if not rows:
+        return (), (), ()
+    losses = "loss" in rows[0]
+    outcomes = tuple(float(row["loss" if losses else "correct"]) for row in rows)
+    weights = tuple(int(row[unit_of(metric)]) for row in rows) if losses else ()
+    names = [row["id"] if losses else row.get("passage") or at for at, row in enumerate(rows)]
+    place = {name: at for at, name in enumerate(dict.fromkeys(names))}
+    clusters = tuple(place[name] for name in names) if len(place) < len(names) else ()
+    return outcomes, weights, clusters
+
+
 def keep_new(batch: Mapping[int, Row], rows: Mapping[int, Row], file: SampleFile | None) -> Iterator[tuple[int, Row]]:
     """The samples of a batch that are not known yet, written to the file first."""
     # through JSON and back, so that a resumed run holds exactly what an uninterrupted one holds

@@ -62,13 +62,13 @@ class Evidence:
         """That of the difference, robust to whatever hangs together inside a cluster; None for fewer than two.
 
         The ratio is linearised: what is left of each cluster, part - difference x size, varies from cluster to cluster.
-        With clusters of one item each it is that of a mean.
+        With clusters of one item each it is that of a mean. Blocks that overlap count as often as they are drawn.
         """
         count = len(self.parts)
-        if count < 2:
+        if self.clusters < 2:
             return None
         left = self.parts - self.difference * self.sizes
-        return math.sqrt(count / (count - 1) * math.fsum(left * left)) / math.fsum(self.sizes)
+        return math.sqrt(count / (self.clusters - 1) * math.fsum(left * left)) / math.fsum(self.sizes)
 
     def interval(self, confidence: float) -> Interval | None:
         """Its confidence interval; None where there are too few clusters for one."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +23,14 @@ from mcbench.composition import defaults
 from mcbench.errors import BadInput, UnknownName
 from mcbench.leaderboard import Table, redrawn, require_one_baseline, unlike
 from mcbench.progress import track
-from mcbench.record import FILE_NAME, Record, Result
+from mcbench.record import FILE_NAME, Fidelity, Record, Result
 from mcbench.registry import names_in, suggest
 from mcbench.report import aligned, bit_figure, is_share, metric_name, note
-from mcbench.task import Row, load_samples
+from mcbench.task import Row, load_samples, unit_of
 from mcbench.uncertainty import Evidence, Interval, holm, mean_interval, sign_flip_test
 
 MOST_LAYERS = 8  # whose share of experts is printed; every layer's stands in the record
+SEED = re.compile(r"(?:, ?)?\bseed=(-?\d+)")  # a hyper-parameter in a method string
 SAME_VALUE = 1e-9  # relative: a score and what its samples give; both are sums of the same numbers
 
 
@@ -110,14 +112,30 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Unanswered:
+    """A task that the first run answered and this one did not, with the reason."""
+
+    run: str
+    task: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.task} in {self.run}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """Every run against the first; `tests` counts the p-values that Holm's correction covers."""
+    """Every run against the first; `tests` counts the p-values that Holm's correction covers.
+
+    unanswered: what is not compared, though it was meant to be; tasks that were chosen by name are all there.
+    """
 
     reference: Run
     others: tuple[Versus, ...]
     confidence: float
     tests: int
     spreads: tuple[Spread, ...] = ()
+    unanswered: tuple[Unanswered, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as plain JSON values."""
@@ -136,6 +154,7 @@ class Comparison:
                 for other in self.others
             ],
             "seeds": [_plain(spread) for spread in self.spreads],
+            "unanswered": [_plain(task) for task in self.unanswered],
         }
 
 
@@ -162,7 +181,7 @@ def compare(paths: Sequence[str | Path], *, tasks: str = "", confidence: float =
         _versus(run, [dataclasses.replace(contrast, p_holm=next(adjusted)) for contrast in contrasts], confidence)
         for run, contrasts in zip(runs[1:], pairs, strict=True)
     )
-    return Comparison(runs[0], others, confidence, sum(map(len, pairs)), _spreads(others))
+    return Comparison(runs[0], others, confidence, sum(map(len, pairs)), _spreads(others), _unanswered(runs, tasks))
 
 
 def load_run(path: str | Path) -> Run:
@@ -217,7 +236,7 @@ def table(comparison: Comparison) -> str:
     first, *_ = comparison.others
     blocks = [f"A  {comparison.reference}"]
     for at, other in enumerate(comparison.others, 1):
-        letter = ascii_uppercase[at] if at < len(ascii_uppercase) else f"run {at + 1}"
+        letter = _letter(at)
         blocks += [f"{letter}  {other.run}", _differences(comparison, other, letter)]
         blocks += [block for block in (_kinds(other), _agreement(other)) if block]
     if fidelity := _fidelity(comparison):
@@ -256,10 +275,30 @@ def _tasks(runs: Sequence[Run], asked: str) -> list[str]:
         if name not in common and name not in suites:
             lacking = next((run for run, names in zip(runs, answered, strict=True) if name not in names), runs[0])
             raise UnknownName(f"no task {name!r} was answered in {lacking.name!r}; {suggest(name, common)}")
-    chosen = {inner for name in wanted for inner in suites.get(name, [name])}
+    chosen = _chosen(asked)
     if not chosen & set(common):
         raise BadInput(f"the runs have no task of {asked!r} in common; they share {', '.join(common)}")
     return [name for name in common if name in chosen]
+
+
+def _chosen(asked: str) -> set[str]:
+    """The tasks behind a list of tasks and suites."""
+    suites: Mapping[str, Sequence[str]] = defaults()["suites"]
+    return {inner for name in names_in(asked, "task list") for inner in suites.get(name, [name])}
+
+
+def _unanswered(runs: Sequence[Run], asked: str) -> tuple[Unanswered, ...]:
+    """What the first run answered and another did not, of the suites that were asked for or of everything."""
+    first = [r.task for r in runs[0].record.results if r.value is not None and (not asked or r.task in _chosen(asked))]
+    found = []
+    for run in runs[1:]:
+        results = {result.task: result for result in run.record.results}
+        for task in first:
+            if task not in results:
+                found.append(Unanswered(run.name, task, "not in its record"))
+            elif results[task].value is None:
+                found.append(Unanswered(run.name, task, results[task].skipped or "skipped"))
+    return tuple(found)
 
 
 def _result(run: Run, task: str) -> Result:
@@ -287,7 +326,7 @@ def _samples(run: Run, task: str) -> list[Row]:
 def _checked(rows: list[Row], result: Result, where: str) -> list[Row]:
     """The samples, where they give what the result says; BadInput where not."""
     try:
-        value = _value(rows)
+        value = _value(rows, unit_of(result.metric))
     except (LookupError, TypeError, ValueError, ArithmeticError):
         raise BadInput(f"{where} are damaged; run it again") from None
     if len(rows) != result.n or result.value is None or not math.isclose(value, result.value, rel_tol=SAME_VALUE):
@@ -298,9 +337,9 @@ def _checked(rows: list[Row], result: Result, where: str) -> list[Row]:
     return rows
 
 
-def _value(rows: Sequence[Row]) -> float:
+def _value(rows: Sequence[Row], unit: str) -> float:
     if "loss" in rows[0]:
-        return math.exp(math.fsum(row["loss"] for row in rows) / math.fsum(row["tokens"] for row in rows))
+        return math.exp(math.fsum(row["loss"] for row in rows) / math.fsum(row[unit] for row in rows))
     return math.fsum(float(row["correct"]) for row in rows) / len(rows)
 
 
@@ -313,7 +352,10 @@ def _contrast(
     before, after = _result(runs[0], task), _result(runs[at], task)
     theirs, ours = samples[0, task], samples[at, task]
     assert before.value is not None and after.value is not None
-    found = evidence(ours, theirs, after.protocol)
+    try:
+        found = evidence(ours, theirs, after.protocol, after.metric)
+    except BadInput as reason:
+        raise BadInput(f"{runs[at].name!r} and {runs[0].name!r} do not compare in {task}: {reason}") from None
     flips = [float(a["correct"]) - float(b["correct"]) for a, b in zip(ours, theirs, strict=True) if "correct" in a]
     return Contrast(
         task=task,
@@ -347,12 +389,17 @@ def _shown_interval(interval: Interval | None, share: bool) -> Interval | None:
 
 
 def kinds(result: Result) -> tuple[str, ...]:
-    """What sort of task it is, by the benchmark that it stands for; the sorts are those of `defaults.json`."""
+    """What sort of task it is, by its name or the benchmark that it stands for; the sorts are those of `defaults.json`.
+
+    A sort that lists miniatures is about how items are asked, in which a miniature need not be like its benchmark, so
+    it goes by the task's own name.
+    """
     sorts: Mapping[str, Sequence[str]] = defaults()["kinds"]
-    names = {result.task, result.counterpart}
+    miniatures = set(defaults()["suites"]["mini"])
     return tuple(
         kind
         for kind, members in sorts.items()
+        for names in [{result.task} if miniatures & set(members) else {result.task, result.counterpart}]
         if any(name == member or name.startswith(f"{member}-") for name in names for member in members)
     )
 
@@ -369,14 +416,15 @@ def _spreads(others: Sequence[Versus]) -> tuple[Spread, ...]:
     families: dict[tuple[object, ...], list[Versus]] = {}
     for other in others:
         record = other.run.record
-        # a hyper-parameter that takes the run's seed is written out in the method string
-        method = record.method.replace(f"seed={record.seed}", "seed")
+        method = SEED.sub("", record.method).replace("(, ", "(").replace("()", "")
         families.setdefault((method, record.bits.asked, record.bits.asked_as), []).append(other)
     found = []
     for (name, *_), members in families.items():
-        seeds = tuple(member.run.record.seed for member in members)
+        # a hyper-parameter counts before the seed of the run, which it takes where none is given
+        each = [(*map(int, SEED.findall(m.run.record.method)), m.run.record.seed) for m in members]
+        seeds = next((column for column in zip(*each, strict=False) if len(set(column)) == len(column)), ())
         values = tuple(member.overall.difference for member in members if member.overall is not None)
-        if len(set(seeds)) == len(seeds) > 1 and len(values) == len(seeds):
+        if len(seeds) > 1 and len(values) == len(seeds):
             found.append(Spread(str(name), seeds, values, float(np.std(values, ddof=1))))
     return tuple(found)
 
@@ -429,9 +477,7 @@ def _agreement(other: Versus) -> str:
 def _fidelity(comparison: Comparison) -> str:
     """How far each run is from the uncompressed model, over tokens and in its routing, as its record says."""
     rows = []
-    for letter, run in zip(ascii_uppercase, [comparison.reference, *(o.run for o in comparison.others)], strict=False):
-        if (found := run.record.fidelity) is None:
-            continue
+    for letter, found in _fidelities(comparison)[0].items():
         rows.append(
             [
                 letter,
@@ -446,6 +492,21 @@ def _fidelity(comparison: Comparison) -> str:
         )
     heads = ["from 16 bits", "KL, nats", "top-1 %", "top-5 %", "same experts %", "entropy", "Gini"]
     return aligned(heads, rows, left=1) if rows else ""
+
+
+def _fidelities(comparison: Comparison) -> tuple[dict[str, Fidelity], list[str]]:
+    """By letter the distances over one text, that of the first run which has one, and the runs that read another."""
+    runs = [comparison.reference, *(other.run for other in comparison.others)]
+    found = {_letter(at): run.record.fidelity for at, run in enumerate(runs) if run.record.fidelity is not None}
+    read = {letter: (one.text, one.windows, one.tokens) for letter, one in found.items()}
+    text = next(iter(read.values()), None)
+    alike = {letter: one for letter, one in found.items() if read[letter] == text}
+    return alike, [letter for letter in found if letter not in alike]
+
+
+def _letter(at: int) -> str:
+    """What the run at that place is called in the tables."""
+    return ascii_uppercase[at] if at < len(ascii_uppercase) else f"run {at + 1}"
 
 
 def _middle(values: Sequence[float]) -> float:
@@ -473,6 +534,8 @@ def _remarks(comparison: Comparison, first: Versus) -> list[str]:
     ]
     if any(run.record.fidelity for run in (comparison.reference, *(other.run for other in comparison.others))):
         lines.append(note("from 16 bits", "KL, likeliest tokens, experts by layer, load of experts (mean over layers)"))
+    if others := _fidelities(comparison)[1]:
+        lines.append(note("left out", f"{', '.join(others)}: another text was read for the distance from 16 bits"))
     if any(c.same_answers is not None for c in first.contrasts):
         lines.append(note("agreement", "share answered as A does, right or wrong; divergence over choices in nats"))
     for c in first.contrasts:
@@ -480,6 +543,7 @@ def _remarks(comparison: Comparison, first: Versus) -> list[str]:
             lines.append(note("clusters", f"{c.task}: {c.n} samples count as {c.clusters}, for some hang together"))
         if c.interval is None:
             lines.append(note("no interval", f"{c.task}: too few independent samples"))
+    lines += [note("unanswered", str(task)) for task in comparison.unanswered]
     records = [comparison.reference.record, *(other.run.record for other in comparison.others)]
     if any(redrawn(one, other) for one in records for other in records):
         lines.append(note("seeds", "these runs were calibrated on different draws from the same text"))

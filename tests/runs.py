@@ -58,12 +58,13 @@ def _owner(protocol: str, fingerprint: str) -> dict[str, Any]:
 
 def _scores(name: str, rows: list[Row]) -> Scores:
     text = "loss" in rows[0]
+    per = "words" if "words" in rows[0] else "tokens"
     found = (
-        perplexity([row["loss"] for row in rows], [row["tokens"] for row in rows], [row["id"] for row in rows])
+        perplexity([row["loss"] for row in rows], [row[per] for row in rows], [row["id"] for row in rows])
         if text
         else mean([float(row["correct"]) for row in rows])
     )
-    metric = "perplexity" if text else "acc"
+    metric = {"words": "word_perplexity", "tokens": "perplexity"}[per] if text else "acc"
     return Scores(
         name, f"{name}@0123abcd", metric, not text, found.value, found.n, found.k, found.standard_error, samples=rows
     )

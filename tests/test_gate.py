@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from scipy import stats
 
 from mcbench.cli import main
 from mcbench.gate import judge
+from mcbench.record import FILE_NAME, Record
 from mcbench.uncertainty import Evidence
 from mcbench.versus import Comparison, Contrast, Run, Versus, load_run
 
@@ -136,3 +138,27 @@ def test_a_perplexity_is_held_to_a_margin_of_its_own(tmp_path: Path, capsys: pyt
     assert main([*gate, "3"]) == 0  # 0.02 nats a token are 2.02 %
     assert main([*gate, "2"]) == 1
     assert "in text: 2.02 % lost" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("skipped", ["programs are run only with --allow-code-execution", ""])
+def test_a_task_that_only_the_first_run_answered_keeps_the_gate_shut(
+    tmp_path: Path, skipped: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = answers([True] * 70 + [False] * 30)
+    first = write_run(tmp_path / "a", {"mini-piqa": right, "mini-humaneval": right})
+    second = write_run(tmp_path / "b", {"mini-piqa": right, **({"mini-humaneval": right} if skipped else {})})
+    if skipped:
+        record = Record.load(second)
+        kept, left = record.results
+        left = dataclasses.replace(left, value=None, skipped=skipped, outcomes=())
+        dataclasses.replace(record, results=(kept, left)).save(second / FILE_NAME)
+    gate = ["compare", str(first), str(second), "--gate", "--margin", "10"]
+    reason = f"mini-humaneval in {second}: {skipped or 'not in its record'}"
+    for tasks in ([], ["--tasks", "mini"]):
+        assert main([*gate, *tasks]) == 3
+        told = "".join(capsys.readouterr().out.split("Cannot tell")[1].split())
+        assert "".join(reason.split()) in told and "--tasks" in told
+    assert main([*gate, "--tasks", "mini-piqa"]) == 0
+    assert "Passed" in capsys.readouterr().out
+    assert main(gate[:3]) == 0
+    assert "".join(f"unanswered {reason}".split()) in "".join(capsys.readouterr().out.split())

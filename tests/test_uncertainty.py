@@ -155,6 +155,20 @@ def test_blocks_cover_windows_that_depend_on_their_neighbours_where_single_windo
     assert single / runs < blocks / runs - 0.08
 
 
+def test_the_standard_error_over_blocks_is_the_spread_of_the_mean() -> None:
+    generator, n, runs = np.random.default_rng(3), 216, 300
+    length, means, errors = block_length(n), [], []
+    for _ in range(runs):
+        row = np.zeros(n + 50)
+        for at, shock in enumerate(generator.normal(size=n + 50)):
+            row[at] = 0.3 * row[at - 1] + shock
+        sums, sizes = moving_blocks(row[50:], length), moving_blocks(np.ones(n), length)
+        found = Evidence(sums, sizes, bounded=False, drawn=math.ceil(n / length))
+        means.append(found.difference)
+        errors.append(found.standard_error or 0.0)
+    assert np.mean(errors) == pytest.approx(np.std(means), rel=0.15)
+
+
 def test_moving_blocks_are_sums_of_neighbours_around_the_end() -> None:
     assert moving_blocks([1, 2, 3, 4], 2).tolist() == [3, 5, 7, 5]
 

@@ -17,9 +17,9 @@ from scipy import stats
 from mcbench.allocation import BitAllocation
 from mcbench.cli import main
 from mcbench.errors import BadInput, UnknownName
-from mcbench.record import FILE_NAME, SCHEMA, Record
+from mcbench.record import FILE_NAME, SCHEMA, Fidelity, Record
 from mcbench.uncertainty import score_interval
-from mcbench.versus import Comparison, compare, table
+from mcbench.versus import Comparison, compare, kinds, table
 
 PIQA, MMLU, GSM = "mini-piqa", "mini-mmlu", "mini-gsm8k"
 RIGHT = [True] * 70 + [False] * 30
@@ -102,6 +102,17 @@ def test_every_run_is_shown_however_many(tmp_path: Path) -> None:
     assert shown.count("- A ") == 29 and "run 30 - A" in shown
 
 
+def test_distances_from_16_bits_stand_together_only_over_one_text(tmp_path: Path) -> None:
+    layers = (0.9, 0.9)
+    read = Fidelity("text@1", 4, 400, 0.1, None, 0.9, 0.9, layers, layers, layers, layers, layers)
+    texts = {"a": read, "b": dataclasses.replace(read, text="text@2", divergence=0.2)}
+    first, second = (write_run(tmp_path / n, {PIQA: quiz(0, 0)}, fidelity=text) for n, text in texts.items())
+    shown = table(compare([first, *[first] * 27, second]))
+    rows = [line for line in shown[shown.index("from 16 bits") :].splitlines() if " 0.1000 " in line]
+    assert [row.split("  ")[0] for row in (rows[0], rows[-1])] == ["A", "run 28"] and len(rows) == 28
+    assert "0.2000" not in shown and "run 29: another text was read" in shown
+
+
 def test_kinds_of_task_come_worst_first(tmp_path: Path) -> None:
     before = {PIQA: quiz(0, 0), MMLU: quiz(0, 0), GSM: quiz(0, 0)}
     (found,) = pair(tmp_path, before, {PIQA: quiz(2, 0), MMLU: quiz(4, 0), GSM: quiz(30, 0)}).others
@@ -109,6 +120,22 @@ def test_kinds_of_task_come_worst_first(tmp_path: Path) -> None:
     assert next(iter(means)) in ("reasoning", "generation") and means["generation"] == (-0.3, (GSM,))
     assert means["recall"] == (-0.03, (PIQA, MMLU)) and means["few-shot"] == (-0.04, (MMLU,))
     assert found.overall is not None and found.overall.difference == pytest.approx(-0.12)
+
+
+@pytest.mark.parametrize(
+    ("task", "counterpart", "sorts"),
+    [
+        ("mmlu", "", ("recall",)),
+        ("mmlu-5shot", "", ("recall", "few-shot")),
+        (MMLU, "mmlu", ("recall", "few-shot")),  # its questions come after five others
+        ("gsm8k", "", ("reasoning", "few-shot", "generation")),
+        (GSM, "gsm8k", ("reasoning", "generation")),  # its questions stand alone
+        ("mini-needle-multikey", "niah-multikey", ("long context",)),
+    ],
+)
+def test_few_shot_is_what_comes_after_examples(task: str, counterpart: str, sorts: tuple[str, ...]) -> None:
+    (result, *_) = sample_record().results
+    assert kinds(dataclasses.replace(result, task=task, counterpart=counterpart)) == sorts
 
 
 def test_seeds_of_one_method_show_their_spread(tmp_path: Path) -> None:
@@ -131,6 +158,16 @@ def test_seeds_of_one_method_show_their_spread(tmp_path: Path) -> None:
     assert spread.seeds == (0, 1, 2) and spread.values == pytest.approx((-0.1, -0.14, -0.18))
     assert spread.deviation == pytest.approx(0.04)
     assert "different draws from the same text" in table(comparison)
+
+
+def test_draws_of_one_method_show_their_spread_whatever_the_seed_of_the_run(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "a", {PIQA: quiz(0, 0)}, uncompressed=True)
+    draws = [
+        write_run(tmp_path / str(at), {PIQA: quiz(10 + at, 0)}, method=method, fingerprint=str(at))
+        for at, method in enumerate(("random(seed=3)+gptq", "random(seed=5)+gptq", "x(seed=1, a=2)", "x(a=2, seed=4)"))
+    ]
+    spreads = compare([first, *draws]).spreads
+    assert [(spread.method, spread.seeds) for spread in spreads] == [("random+gptq", (3, 5)), ("x(a=2)", (1, 4))]
 
 
 def test_divergence_is_that_of_the_choices(tmp_path: Path) -> None:
@@ -190,7 +227,10 @@ def test_another_protocol_is_refused(tmp_path: Path) -> None:
 def test_runs_of_different_limits_are_refused(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", {PIQA: quiz(0, 0)})
     second = write_run(tmp_path / "b", {PIQA: quiz(0, 0)[:50]})
-    with pytest.raises(BadInput, match="did not answer the same samples"):
+    told = (
+        "b' and '.*a' do not compare in mini-piqa: .* did not answer the same samples: they have 50 and 100; .* --limit"
+    )
+    with pytest.raises(BadInput, match=told):
         compare([first, second])
 
 
@@ -264,6 +304,40 @@ def test_records_without_their_samples_compare_as_with_them(tmp_path: Path) -> N
             path.unlink()
     (alone,) = compare([first, second]).others
     for one, other in zip(beside.contrasts, alone.contrasts, strict=True):
+        for name in ("difference", "interval", "lost", "gained", "p", "clusters", "n"):
+            assert getattr(one, name) == getattr(other, name), name
+
+
+@pytest.mark.parametrize("bare", ["", "a", "b", "ab"])
+@pytest.mark.parametrize("texts", [2, 10])
+def test_a_perplexity_per_word_compares_by_words(tmp_path: Path, bare: str, texts: int) -> None:
+    def worded(losses: list[float]) -> list[dict[str, Any]]:  # the words stand with the first window of a text
+        rows = sorted(windows(losses, texts=texts), key=lambda row: int(row["id"]))
+        return [{**row, "words": 0 if at % (40 // texts) else 120 // texts} for at, row in enumerate(rows)]
+
+    first = write_run(tmp_path / "a", {"text": worded([2.0] * 40)}, uncompressed=True)
+    second = write_run(tmp_path / "b", {"text": worded([2.1, 2.3] * 20)})
+    for name in bare:
+        for path in (tmp_path / name).glob("*.jsonl"):
+            path.unlink()
+    (task,) = compare([first, second]).others[0].contrasts
+    assert (task.reference, task.value) == pytest.approx((math.exp(80 / 120), math.exp(88 / 120)))
+    assert task.difference == pytest.approx(math.expm1(8 / 120))
+    assert task.interval is not None and task.interval.low < task.difference < task.interval.high < 0.1
+
+
+@pytest.mark.parametrize("bare", ["a", "b"])
+def test_a_record_alone_compares_with_a_run_that_has_its_samples(tmp_path: Path, bare: str) -> None:
+    passages = [f"text {at // 4}" for at in range(100)]
+    given = {PIQA: quiz(0, 0), MMLU: quiz(0, 0, passages), "one": windows([2.0] * 40, texts=1)}
+    taken = {PIQA: quiz(12, 2), MMLU: quiz(9, 4, passages), "one": windows([2.1, 2.3] * 20, texts=1)}
+    given["many"], taken["many"] = windows([2.0] * 40, texts=8), windows([2.1, 2.4] * 20, texts=8)
+    first, second = write_run(tmp_path / "a", given, uncompressed=True), write_run(tmp_path / "b", taken)
+    (beside,) = compare([first, second]).others
+    for path in (tmp_path / bare).glob("*.jsonl"):
+        path.unlink()
+    (mixed,) = compare([first, second]).others
+    for one, other in zip(beside.contrasts, mixed.contrasts, strict=True):
         for name in ("difference", "interval", "lost", "gained", "p", "clusters", "n"):
             assert getattr(one, name) == getattr(other, name), name
 
