@@ -368,7 +368,7 @@ def _run(bench: Bench, grid: Grid, cell: Cell) -> Outcome:
     try:
         budget = bench.budget(cell.composition, cell.bits, cell.expert_bits, grid.widths)
         data = None
-        if cell.composition.compresses:
+        if cell.composition.calibrates:
             data = bench.data(grid.calibration or None, grid.samples or None, grid.length or None, cell.seed)
         _, path = bench.run(cell.composition, budget, data, Clock(), seed=cell.seed, command=command(grid, cell))
     except (BadInput, UnknownName, CheckFailed) as error:

@@ -115,6 +115,12 @@ def test_the_command_in_a_record_makes_that_record_alone(
         assert comparable(Record.load(again)) == comparable(made)
 
 
+def test_a_policy_on_the_uncompressed_model_is_calibrated(settings: dict[str, Any], tmp_path: Path) -> None:
+    (outcome,) = sweep(grid(settings, methods=("none+topk(k=1)",), seeds=(0,), tasks="mini-piqa"), out=tmp_path)
+    assert (outcome.state, outcome.reason) == ("done", "")
+    assert Record.load(outcome.record).routing is not None
+
+
 def test_shared_work_is_done_once(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: dict[str, int] = {}
 
