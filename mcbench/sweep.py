@@ -85,8 +85,8 @@ class Grid:
         """Every cell, those that share most of the work one after another: by seed, then quantiser, then method."""
         for number, seed in enumerate(self.seeds):
             made = [compose(method, seed=seed) for method in self.methods]
-            if not number:  # the uncompressed model knows no seed
-                yield from (Cell(c, None, None, seed) for c in made if not c.compresses)
+            plain = [c for c in made if not c.compresses]
+            yield from (Cell(c, None, None, seed) for c in plain if c.calibrates or not number)  # none knows no seed
             for composition in sorted((c for c in made if c.compresses), key=lambda c: str(c.owner("quantize"))):
                 if not self.bits and not self.expert_bits:
                     raise BadInput(f"{composition.asked!r} needs budgets: give bits or expert_bits")

@@ -121,6 +121,16 @@ def test_a_policy_on_the_uncompressed_model_is_calibrated(settings: dict[str, An
     assert Record.load(outcome.record).routing is not None
 
 
+def test_only_the_uncompressed_model_knows_no_seed() -> None:
+    cells = [str(cell) for cell in Grid(("none", "none+random-skip"), seeds=(0, 1, 2)).cells()]
+    assert cells == [
+        "none, seed 0",
+        "none+random-skip(seed=0), seed 0",
+        "none+random-skip(seed=1), seed 1",
+        "none+random-skip(seed=2), seed 2",
+    ]
+
+
 def test_shared_work_is_done_once(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: dict[str, int] = {}
 
