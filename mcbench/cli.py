@@ -102,11 +102,11 @@ def _sweep(options: argparse.Namespace) -> int:
             raise BadInput(f"the {name} must be at least 1, not {value}")
     grid = read_grid(options.grid, **asked) if options.grid is not None else make_grid(asked, "the sweep")
     engine = _engine(options)
+    code = options.allow_code_execution
     if options.dry_run:
-        planned = plan(grid, out=options.out, quiet=options.quiet)
+        planned = plan(grid, out=options.out, allow_code_execution=code, quiet=options.quiet)
         print(report(planned.outcomes, planned))
         return DONE
-    code = options.allow_code_execution
     outcomes = sweep(grid, out=options.out, allow_code_execution=code, quiet=options.quiet, engine=engine)
     print(report(outcomes))
     return FAILED if any(outcome.state == "failed" for outcome in outcomes) else DONE

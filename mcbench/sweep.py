@@ -30,6 +30,7 @@ from mcbench.progress import muted, track
 from mcbench.record import Record
 from mcbench.registry import suggest
 from mcbench.report import aligned, bit_figure
+from mcbench.task import ALLOW
 
 if TYPE_CHECKING:
     from mcbench.task import Task
@@ -219,7 +220,7 @@ def sweep(
         outcomes: dict[str, Outcome] = {}
         to_do: dict[str, int] = {}  # methods may be the same under two names
         for place, (key, planned) in enumerate(zip(survey.keys, survey.planned, strict=True)):
-            finished = journal.finished(key, exam.tasks)
+            finished = journal.finished(key, exam.tasks, allow_code_execution=allow_code_execution)
             if finished is not None:
                 outcomes[key] = finished
             elif planned.state == "to do":
@@ -233,16 +234,17 @@ def sweep(
     return tuple(outcomes[key] for key in survey.keys)
 
 
-def plan(grid: Grid, *, out: str | Path = "runs", quiet: bool = True) -> Plan:
+def plan(grid: Grid, *, out: str | Path = "runs", allow_code_execution: bool = False, quiet: bool = True) -> Plan:
     """What `sweep` would do, without doing it: the model is loaded and asked a few items, nothing is written."""
     with muted(quiet):
-        place = Workplace(grid, _exam(grid, out, False))
+        place = Workplace(grid, _exam(grid, out, allow_code_execution))
         cells, bench, survey = place.cells, place.bench, place.survey()
         _require_some_in_reach(survey, cells)
         journal = Journal(Path(out) / JOURNAL)
         tasks = bench.exam.tasks
         outcomes = tuple(
-            journal.finished(key, tasks) or own for key, own in zip(survey.keys, survey.planned, strict=True)
+            journal.finished(key, tasks, allow_code_execution=allow_code_execution) or own
+            for key, own in zip(survey.keys, survey.planned, strict=True)
         )
         to_do = [cell for cell, outcome in zip(cells, outcomes, strict=True) if outcome.state == "to do"]
         seconds = _evaluation_seconds(bench) if to_do else None
@@ -365,12 +367,13 @@ def _require_some_in_reach(survey: Survey, cells: Sequence[Cell]) -> None:
 
 def _run(bench: Bench, grid: Grid, cell: Cell) -> Outcome:
     started = time.monotonic()
+    asked = command(grid, cell, allow_code_execution=bench.exam.allow_code_execution)
     try:
         budget = bench.budget(cell.composition, cell.bits, cell.expert_bits, grid.widths)
         data = None
         if cell.composition.calibrates:
             data = bench.data(grid.calibration or None, grid.samples or None, grid.length or None, cell.seed)
-        _, path = bench.run(cell.composition, budget, data, Clock(), seed=cell.seed, command=command(grid, cell))
+        _, path = bench.run(cell.composition, budget, data, Clock(), seed=cell.seed, command=asked)
     except (BadInput, UnknownName, CheckFailed) as error:
         return Outcome(str(cell), "failed", reason=str(error), seconds=time.monotonic() - started)
     except Exception as error:  # whatever a method, a task or the machine makes of it
@@ -379,7 +382,7 @@ def _run(bench: Bench, grid: Grid, cell: Cell) -> Outcome:
     return Outcome(str(cell), "done", record=str(path), seconds=time.monotonic() - started)
 
 
-def command(grid: Grid, cell: Cell) -> tuple[str, ...]:
+def command(grid: Grid, cell: Cell, *, allow_code_execution: bool = False) -> tuple[str, ...]:
     """The command line that makes the cell's record alone."""
     widths = ",".join(map(str, grid.widths)) if grid.widths != Grid.widths else ""
     budget = {"bits": cell.bits, "expert-bits": cell.expert_bits} if cell.composition.compresses else {}
@@ -397,7 +400,8 @@ def command(grid: Grid, cell: Cell) -> tuple[str, ...]:
         "dtype": "" if grid.dtype == Grid.dtype else grid.dtype,
         "limit": grid.limit,
     }
-    return ("mcbench", "run", *(word for name, value in flags.items() if value for word in (f"--{name}", str(value))))
+    words = (word for name, value in flags.items() if value for word in (f"--{name}", str(value)))
+    return ("mcbench", "run", *words, *([ALLOW] if allow_code_execution else []))
 
 
 def _planned(bench: Bench, grid: Grid, cell: Cell) -> Outcome:
@@ -448,10 +452,11 @@ class Journal:
                 raise
             raise BadInput(f"{str(path)!r} is damaged; delete it, the samples of the runs are kept") from None
 
-    def finished(self, key: str, tasks: Sequence[Task]) -> Outcome | None:
+    def finished(self, key: str, tasks: Sequence[Task], *, allow_code_execution: bool = False) -> Outcome | None:
         """The outcome of a cell whose record is there and whole; None where it has to be run, again or at all.
 
-        The record of a model lies in one place, so a later run that asked other tasks has replaced it.
+        The record of a model lies in one place, so a later run that asked other tasks has replaced it. A task that was
+        skipped for lack of isolation is not done where programs may run without.
         """
         outcome = self.cells.get(key)
         if outcome is None or outcome.state != "done":
@@ -462,6 +467,8 @@ class Journal:
         except BadInput:
             return None
         if [result.protocol for result in record.results] != [task.protocol for task in tasks]:
+            return None
+        if allow_code_execution and any(ALLOW in result.skipped for result in record.results):
             return None
         return dataclasses.replace(outcome, record=str(path))
 

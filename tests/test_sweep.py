@@ -20,9 +20,10 @@ from mcbench.compression import CompressedModel
 from mcbench.errors import BadInput, UnknownName
 from mcbench.pipeline import Exam, run
 from mcbench.record import Record
+from mcbench.sandbox import Isolation
 from mcbench.store import ExpertStore
 from mcbench.sweep import JOURNAL, Grid, Journal, Outcome, make_grid, numbers, plan, read_grid, sweep
-from mcbench.task import SampleFile
+from mcbench.task import ALLOW, SampleFile
 
 METHODS = ("none", "pmq", "output-kl", "fnorm", "uniform+rtn")
 TASKS = "mini-perplexity,mini-piqa"
@@ -129,6 +130,23 @@ def test_only_the_uncompressed_model_knows_no_seed() -> None:
         "none+random-skip(seed=1), seed 1",
         "none+random-skip(seed=2), seed 2",
     ]
+
+
+def test_a_task_skipped_for_lack_of_isolation_is_run_once_that_is_allowed(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weakest = Isolation("limits", False, "not prevented: network", "limits")
+    monkeypatch.setattr("mcbench.sandbox.isolation", lambda: weakest)
+    asked = grid(settings, methods=("none",), seeds=(0,), tasks="mini-piqa,mini-humaneval", limit=2)
+    (first,) = sweep(asked, out=tmp_path)
+    assert ALLOW in Record.load(first.record).results[1].skipped and ALLOW not in Record.load(first.record).command
+    states = [plan(asked, out=tmp_path, allow_code_execution=code).outcomes[0].state for code in (False, True)]
+    assert states == ["done", "to do"]
+    (second,) = sweep(asked, out=tmp_path, allow_code_execution=True)
+    healed = Record.load(second.record)
+    assert healed.results[1].skipped == "" and healed.results[1].value is not None and healed.command[-1] == ALLOW
+    monkeypatch.setattr("mcbench.sweep._run", lambda *_: Outcome("", "failed", reason="was run again"))
+    assert sweep(asked, out=tmp_path, allow_code_execution=True) == sweep(asked, out=tmp_path) == (second,)
 
 
 def test_shared_work_is_done_once(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
