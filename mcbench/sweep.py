@@ -290,7 +290,7 @@ def make_grid(settings: Mapping[str, Any], where: str = "the grid") -> Grid:
         "bits": numbers,
         "expert_bits": numbers,
         "seeds": _whole,
-        "widths": _whole,
+        "widths": lambda value, where: tuple(sorted(_whole(value, where))),
     }
     values = {}
     for key, value in settings.items():

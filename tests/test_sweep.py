@@ -301,6 +301,10 @@ def test_a_file_asks_for_what_the_flags_ask_for(tmp_path: Path) -> None:
     assert read_grid(path) == Grid(("pmq",), expert_bits=(1.5, 2.0))
 
 
+def test_widths_are_taken_in_any_order() -> None:
+    assert make_grid({"methods": "pmq", "bits": "2", "widths": "3,1,2"}) == Grid(("pmq",), bits=(2.0,))
+
+
 def test_the_range_of_the_papers_has_their_nine_budgets() -> None:
     papers = (1.57, 1.69, 1.81, 1.94, 2.05, 2.18, 2.30, 2.42, 2.54)
     assert numbers("1.57:2.54") == pytest.approx(papers, abs=0.01)
