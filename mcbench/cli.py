@@ -93,7 +93,7 @@ def _sweep(options: argparse.Namespace) -> int:
     from mcbench.sweep import make_grid, plan, read_grid, report, sweep
 
     names = ("methods", "bits", "expert_bits", "seeds", "tasks", "model", "widths", "calibration", "samples", "length",
-             "device", "dtype", "limit")  # fmt: skip
+             "device", "dtype", "limit", "data_dir")  # fmt: skip
     asked = {name: value for name in names if (value := getattr(options, name)) is not None}
     for name, value in asked.items():
         if isinstance(value, str) and not value.strip():
@@ -409,6 +409,7 @@ def _add_sweep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     grid.add_argument("--device", help="a torch device (default: cpu)")
     grid.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="(default: auto)")
     grid.add_argument("--limit", type=int, metavar="N", help="items per task; marks the records as partial")
+    _add_data_dir(grid)
     grid.add_argument("--out", default="runs", metavar="DIR", help="where records go")
     grid.add_argument("--engine", default="local", choices=("local", "ray"), help="this process, or workers of Ray")
     grid.add_argument("--ray-address", metavar="HOST:PORT", help="a running cluster, or auto (default: start one here)")

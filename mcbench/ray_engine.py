@@ -129,7 +129,8 @@ class Job:
         name = hashlib.sha256(f"{socket.gethostname()} {place}".encode()).hexdigest()[:12]
         kept = place / "calibration" if shared else None
         plain = dataclasses.replace(exam, tasks=(), shared=kept)  # tasks may come from files: workers read them anew
-        return cls(grid, plain, name, str(Path.cwd()), os.environ.get(FOLDER_VARIABLE, ""), __version__)
+        data = str(Path(grid.data_dir).resolve()) if grid.data_dir else os.environ.get(FOLDER_VARIABLE, "")
+        return cls(grid, plain, name, str(Path.cwd()), data, __version__)
 
 
 class RayWorker:

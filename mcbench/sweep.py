@@ -16,13 +16,14 @@ import textwrap
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mcbench.catalogue import select_tasks
 from mcbench.composition import Composition, compose, defaults, method_strings
+from mcbench.datasets import data_folder
 from mcbench.errors import BadInput, CheckFailed, UnknownName
 from mcbench.files import write_whole
 from mcbench.pipeline import Bench, Clock, Exam, alone_in, language_model, source_digest
@@ -49,7 +50,7 @@ class Grid:
     """What a sweep runs: every method at every budget with every seed, on the same model and tasks.
 
     bits, expert_bits: budgets as in `mcbench.run`; give one of them unless no method needs any. samples and length 0
-    stand for the usual ones, limit 0 for every item.
+    stand for the usual ones, limit 0 for every item; without data_dir, sets are looked for as MCBENCH_DATA says.
     """
 
     methods: tuple[str, ...]
@@ -65,6 +66,7 @@ class Grid:
     device: str = "cpu"
     dtype: str = "auto"
     limit: int = 0
+    data_dir: str = ""
 
     def __post_init__(self) -> None:
         if not self.methods:
@@ -213,7 +215,7 @@ def sweep(
     """
     cells = list(grid.cells())
     exam = _exam(grid, out, allow_code_execution)
-    with muted(quiet), alone_in(exam.out), (engine or Local()).start(grid, exam) as worker:
+    with muted(quiet), _data(grid), alone_in(exam.out), (engine or Local()).start(grid, exam) as worker:
         survey = worker.survey()
         _require_some_in_reach(survey, cells)
         journal = Journal(exam.out / JOURNAL)
@@ -236,7 +238,7 @@ def sweep(
 
 def plan(grid: Grid, *, out: str | Path = "runs", allow_code_execution: bool = False, quiet: bool = True) -> Plan:
     """What `sweep` would do, without doing it: the model is loaded and asked a few items, nothing is written."""
-    with muted(quiet):
+    with muted(quiet), _data(grid):
         place = Workplace(grid, _exam(grid, out, allow_code_execution))
         cells, bench, survey = place.cells, place.bench, place.survey()
         _require_some_in_reach(survey, cells)
@@ -355,6 +357,11 @@ def _exam(grid: Grid, out: str | Path, allow_code_execution: bool) -> Exam:
     return Exam(select_tasks(grid.tasks or defaults()["tasks"]), Path(out), grid.limit or None, allow_code_execution)
 
 
+def _data(grid: Grid) -> AbstractContextManager[None]:
+    """Where the grid's sets are looked for; without a folder of its own, where they are anyway."""
+    return data_folder(grid.data_dir) if grid.data_dir else nullcontext()
+
+
 def _bench(grid: Grid, exam: Exam) -> Bench:
     return Bench.load(grid.model or defaults()["model"], grid.dtype, grid.device, exam)
 
@@ -399,6 +406,7 @@ def command(grid: Grid, cell: Cell, *, allow_code_execution: bool = False) -> tu
         "device": "" if grid.device == Grid.device else grid.device,
         "dtype": "" if grid.dtype == Grid.dtype else grid.dtype,
         "limit": grid.limit,
+        "data-dir": grid.data_dir,
     }
     words = (word for name, value in flags.items() if value for word in (f"--{name}", str(value)))
     return ("mcbench", "run", *words, *([ALLOW] if allow_code_execution else []))

@@ -17,12 +17,13 @@ from tiny import tiny_folder, tiny_text
 from mcbench.activations import Activations
 from mcbench.cli import main
 from mcbench.compression import CompressedModel
+from mcbench.datasets import current_folder
 from mcbench.errors import BadInput, UnknownName
 from mcbench.pipeline import Exam, run
 from mcbench.record import Record
 from mcbench.sandbox import Isolation
 from mcbench.store import ExpertStore
-from mcbench.sweep import JOURNAL, Grid, Journal, Outcome, make_grid, numbers, plan, read_grid, sweep
+from mcbench.sweep import JOURNAL, Grid, Journal, Outcome, command, make_grid, numbers, plan, read_grid, sweep
 from mcbench.task import ALLOW, SampleFile
 
 METHODS = ("none", "pmq", "output-kl", "fnorm", "uniform+rtn")
@@ -305,6 +306,27 @@ def test_widths_are_taken_in_any_order() -> None:
     assert make_grid({"methods": "pmq", "bits": "2", "widths": "3,1,2"}) == Grid(("pmq",), bits=(2.0,))
 
 
+@pytest.mark.parametrize("in_file", [False, True])
+def test_sets_are_looked_for_in_the_folder_named(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_file: bool
+) -> None:
+    seen: list[Path | None] = []
+
+    def noted(bench: Any, asked: Grid, cell: Any) -> Outcome:
+        seen.append(current_folder())
+        command_line = command(asked, cell)
+        assert command_line[-2:] == ("--data-dir", str(tmp_path / "sets"))
+        return Outcome(str(cell), "failed", reason="seen")
+
+    monkeypatch.setattr("mcbench.sweep._run", noted)
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "grid.toml").write_text(f"data_dir = '{tmp_path / 'sets'}'\n")
+    named = [str(tmp_path / "grid.toml")] if in_file else ["--data-dir", str(tmp_path / "sets")]
+    asked = ["--methods", "none", "--model", settings["model"], "--tasks", "mini-piqa", "--out", str(tmp_path / "runs")]
+    assert main(["sweep", *named, *asked, "--quiet"]) == 1
+    assert seen == [tmp_path / "sets"]
+
+
 def test_the_range_of_the_papers_has_their_nine_budgets() -> None:
     papers = (1.57, 1.69, 1.81, 1.94, 2.05, 2.18, 2.30, 2.42, 2.54)
     assert numbers("1.57:2.54") == pytest.approx(papers, abs=0.01)
@@ -345,6 +367,7 @@ def test_a_wrong_file_is_refused_in_one_sentence(tmp_path: Path, text: str, kind
         (["--methods", "pmq"], "needs budgets"),
         (["--methods", "pmq", "--bits", "2", "--tasks", "mini-pika"], "did you mean 'mini-piqa'"),
         (["--methods", "pmq", "--bits", "2", "--tasks", ""], "tasks is empty"),
+        (["--methods", "pmq", "--bits", "2", "--data-dir", "absent"], "no data folder at 'absent'"),
         (["--methods", "pmq", "--bits", "2", "--limit", "0"], "limit must be at least 1"),
         (["--methods", "pmq", "--bits", "2", "--calibration", "absent.txt"], "absent.txt"),
         (["--methods", "pmq", "--bits", "2", "--out", ""], "output folder is empty"),
