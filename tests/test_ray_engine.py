@@ -347,6 +347,8 @@ def test_room_is_counted_node_by_node() -> None:
     assert ray_engine._room(nodes, {"CPU": 3.0}) == 1
     assert ray_engine._room(nodes, {"CPU": 1.0, "GPU": 0.5}) == 2
     assert ray_engine._room(nodes, {"CPU": 1.0, "memory": 4e9}) == 4
+    assert ray_engine._room([{"CPU": 16.0, "GPU": 1.0}], {"CPU": 1.0, "GPU": 0.1}) == 10
+    assert ray_engine._room([{"CPU": 16.0, "GPU": 1.0}], {"CPU": 1.0, "GPU": 0.4}) == 2
     assert ray_engine._room(nodes, {"CPU": 8.0}) == ray_engine._room([], {"CPU": 1.0}) == 0
 
 
