@@ -265,7 +265,9 @@ def _reproduce(options: argparse.Namespace) -> int:
                 print(report(each.outcomes, each))
         else:
             ways = {"grid": options.grid or "", "allow_code_execution": code, "quiet": options.quiet}
-            print(reproduce(chosen, asked, out=options.out, bits=bits, **ways))
+            found = reproduce(chosen, asked, out=options.out, bits=bits, **ways)
+            print(found.text)
+            return FAILED if found.failed else DONE
     return DONE
 
 
