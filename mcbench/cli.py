@@ -93,7 +93,7 @@ def _sweep(options: argparse.Namespace) -> int:
     from mcbench.sweep import make_grid, plan, read_grid, report, sweep
 
     names = ("methods", "bits", "expert_bits", "seeds", "tasks", "model", "widths", "calibration", "samples", "length",
-             "device", "dtype", "limit")  # fmt: skip
+             "device", "dtype", "limit", "data_dir")  # fmt: skip
     asked = {name: value for name in names if (value := getattr(options, name)) is not None}
     for name, value in asked.items():
         if isinstance(value, str) and not value.strip():
@@ -102,11 +102,11 @@ def _sweep(options: argparse.Namespace) -> int:
             raise BadInput(f"the {name} must be at least 1, not {value}")
     grid = read_grid(options.grid, **asked) if options.grid is not None else make_grid(asked, "the sweep")
     engine = _engine(options)
+    code = options.allow_code_execution
     if options.dry_run:
-        planned = plan(grid, out=options.out, quiet=options.quiet)
+        planned = plan(grid, out=options.out, allow_code_execution=code, quiet=options.quiet)
         print(report(planned.outcomes, planned))
         return DONE
-    code = options.allow_code_execution
     outcomes = sweep(grid, out=options.out, allow_code_execution=code, quiet=options.quiet, engine=engine)
     print(report(outcomes))
     return FAILED if any(outcome.state == "failed" for outcome in outcomes) else DONE
@@ -266,7 +266,9 @@ def _reproduce(options: argparse.Namespace) -> int:
                 print(report(each.outcomes, each))
         else:
             ways = {"grid": options.grid or "", "allow_code_execution": code, "quiet": options.quiet}
-            print(reproduce(chosen, asked, out=options.out, bits=bits, **ways))
+            found = reproduce(chosen, asked, out=options.out, bits=bits, **ways)
+            print(found.text)
+            return FAILED if found.failed else DONE
     return DONE
 
 
@@ -411,6 +413,7 @@ def _add_sweep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     grid.add_argument("--device", help="a torch device (default: cpu)")
     grid.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="(default: auto)")
     grid.add_argument("--limit", type=int, metavar="N", help="items per task; marks the records as partial")
+    _add_data_dir(grid)
     grid.add_argument("--out", default="runs", metavar="DIR", help="where records go")
     grid.add_argument("--engine", default="local", choices=("local", "ray"), help="this process, or workers of Ray")
     grid.add_argument("--ray-address", metavar="HOST:PORT", help="a running cluster, or auto (default: start one here)")

@@ -21,6 +21,7 @@ from mcbench.harness import Asked, DefinedTask, Part
 from mcbench.items import ChoiceItem, CodeItem, GenerationItem, TextItem
 from mcbench.progress import track
 from mcbench.task import (
+    ALLOW,
     Estimate,
     Row,
     SampleFile,
@@ -227,7 +228,7 @@ class CodeTask(ItemTask):
         found = isolation()
         if found.contained or allow_code_execution:
             return ""
-        return f"programs would run with {found.name} only ({found.missing}); --allow-code-execution runs them"
+        return f"programs would run with {found.name} only ({found.missing}); {ALLOW} runs them"
 
     def _setting(self) -> Mapping[str, Any]:
         return {"draw": 2} if self.samples > 1 else {}  # counts the ways of drawing from the same distribution

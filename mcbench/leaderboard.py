@@ -108,7 +108,8 @@ def leaderboard(sources: Iterable[Path], out: Path, *, check: bool = False) -> l
     """Writes the tables of all records in `sources` to the folder `out`, or with `check` compares them with it.
 
     Returns what there is to say about it, line by line. Raises BadInput where no whole record is found or one cannot
-    be read, CheckFailed where a file in `out` is not, byte for byte, what the records give.
+    be read, CheckFailed where a file in `out` is not, byte for byte, what the records give, or is there and they
+    give none.
     """
     sources = list(sources)
     tables, notes = tabulate_records(find_records(sources), find_profiles(sources))
@@ -118,7 +119,10 @@ def leaderboard(sources: Iterable[Path], out: Path, *, check: bool = False) -> l
         return [f"{out}: {len(files)} files are what the records give"]
     for name, text in files.items():
         write_whole(out / name, text.encode())
-    return [*notes, *(f"wrote {out / name}" for name in files)]
+    gone = _superfluous(files, out)
+    for path in gone:
+        path.unlink()
+    return [*notes, *(f"wrote {out / name}" for name in files), *(f"removed {path}" for path in gone)]
 
 
 def find_records(sources: Iterable[Path]) -> list[Record]:
@@ -309,12 +313,17 @@ def _beside(out: Path) -> str:
 
 
 def _compare(files: Mapping[str, str], out: Path) -> None:
-    stale = [name for name, text in files.items() if not _holds(out / name, text)]
+    stale = [out / name for name, text in files.items() if not _holds(out / name, text)] + _superfluous(files, out)
     if stale:
         raise CheckFailed(
-            f"{', '.join(str(out / name) for name in stale)}: not what the records give; "
+            f"{', '.join(map(str, stale))}: not what the records give; "
             "run `mcbench leaderboard` with the same records and without --check"
         )
+
+
+def _superfluous(files: Mapping[str, str], out: Path) -> list[Path]:
+    """What earlier records gave and these do not."""
+    return [out / SPEED_CSV] if SPEED_CSV not in files and (out / SPEED_CSV).is_file() else []
 
 
 def _holds(path: Path, text: str) -> bool:

@@ -35,6 +35,7 @@ from mcbench.progress import muted
 from mcbench.record import FILE_NAME
 from mcbench.sweep import Grid, Outcome, Survey, Workplace
 
+SHARES = 10_000  # of one CPU, GPU or byte: the finest that Ray tells apart
 TRIES = 4  # of a cell whose worker or node is lost; what fails by itself is not tried again
 ANSWER_SECONDS = 20.0  # for a cluster to say that it is there
 NODE_SECONDS = 120.0  # for a node with enough resources to come back where the last one was lost
@@ -129,7 +130,8 @@ class Job:
         name = hashlib.sha256(f"{socket.gethostname()} {place}".encode()).hexdigest()[:12]
         kept = place / "calibration" if shared else None
         plain = dataclasses.replace(exam, tasks=(), shared=kept)  # tasks may come from files: workers read them anew
-        return cls(grid, plain, name, str(Path.cwd()), os.environ.get(FOLDER_VARIABLE, ""), __version__)
+        data = str(Path(grid.data_dir).resolve()) if grid.data_dir else os.environ.get(FOLDER_VARIABLE, "")
+        return cls(grid, plain, name, str(Path.cwd()), data, __version__)
 
 
 class RayWorker:
@@ -432,8 +434,14 @@ def _nodes() -> list[dict[str, Any]]:
 
 
 def _room(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> int:
-    """How many workers the nodes hold together."""
-    return sum(int(min(node.get(name, 0.0) // amount for name, amount in needs.items())) for node in nodes)
+    """How many workers the nodes hold together, counted in whole shares as Ray counts."""
+
+    def shares(amount: float) -> int:
+        return round(amount * SHARES)
+
+    return sum(
+        min(shares(node.get(name, 0.0)) // max(1, shares(need)) for name, need in needs.items()) for node in nodes
+    )
 
 
 def _too_much(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> str:

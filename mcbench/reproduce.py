@@ -109,6 +109,13 @@ class Measured(NamedTuple):
     profile: Profile | None = None
 
 
+class Reproduced(NamedTuple):
+    """A study in Markdown, and how many of its cells failed."""
+
+    text: str
+    failed: int = 0
+
+
 class Column(NamedTuple):
     """A published metric and what was measured of it.
 
@@ -156,7 +163,7 @@ def reproduce(
     bits: Sequence[float] = (),
     grid: str = "",
     **ways: Any,
-) -> str:
+) -> Reproduced:
     """Runs what is not run yet of the study and returns it in Markdown, published beside measured.
 
     settings: fields of `Grid` such as model, limit and tasks; bits: only rows with these labels; grid: other cells to
@@ -171,21 +178,24 @@ def reproduce(
     if not chosen.columns:
         _no_tasks(chosen, settings)
     if chosen.statistics:
-        return _of_experts(chosen, settings, Path(out), bits, quiet)
+        return Reproduced(_of_experts(chosen, settings, Path(out), bits, quiet))
     lines = _lines(chosen, bits)
     if not chosen.columns:
         (line,) = lines
         timed = profile(line.method, bits=line.bits, grid=chosen.cells, out=out, quiet=quiet, **settings)
         blocks = [*_opening(chosen), *([_partial("cell")] if grid else []), cell_by_cell(chosen.figures, timed)]
-        return "\n\n".join([*blocks, *_closing(chosen)])
+        return Reproduced("\n\n".join([*blocks, *_closing(chosen)]))
     measured: dict[tuple[str, float], Measured] = {}
+    failed = 0
     for some, runs in _grids(chosen, lines, settings):
-        for line, outcome in zip(some, _in_order(runs, some, sweep(runs, out=out, **ways)), strict=True):
+        outcomes = sweep(runs, out=out, **ways)
+        failed += sum(outcome.state == "failed" for outcome in outcomes)
+        for line, outcome in zip(some, _in_order(runs, some, outcomes), strict=True):
             measured[line.key, line.bits] = _measured(outcome)
     if chosen.cells:
         ways = {name: settings[name] for name in ("device", "dtype") if name in settings} | {"quiet": quiet}
         measured = {row: _profiled(got, chosen.cells, out, ways) for row, got in measured.items()}
-    return report(chosen, lines, measured, settings, bool(bits or grid))
+    return Reproduced(report(chosen, lines, measured, settings, bool(bits or grid)), failed)
 
 
 def planned(chosen: Study, settings: Mapping[str, Any], *, out: str | Path, bits: Sequence[float] = ()) -> list[Plan]:

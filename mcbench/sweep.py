@@ -16,13 +16,14 @@ import textwrap
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mcbench.catalogue import select_tasks
 from mcbench.composition import Composition, compose, defaults, method_strings
+from mcbench.datasets import data_folder
 from mcbench.errors import BadInput, CheckFailed, UnknownName
 from mcbench.files import write_whole
 from mcbench.pipeline import Bench, Clock, Exam, alone_in, language_model, source_digest
@@ -30,6 +31,7 @@ from mcbench.progress import muted, track
 from mcbench.record import Record
 from mcbench.registry import suggest
 from mcbench.report import aligned, bit_figure
+from mcbench.task import ALLOW
 
 if TYPE_CHECKING:
     from mcbench.task import Task
@@ -48,7 +50,7 @@ class Grid:
     """What a sweep runs: every method at every budget with every seed, on the same model and tasks.
 
     bits, expert_bits: budgets as in `mcbench.run`; give one of them unless no method needs any. samples and length 0
-    stand for the usual ones, limit 0 for every item.
+    stand for the usual ones, limit 0 for every item; without data_dir, sets are looked for as MCBENCH_DATA says.
     """
 
     methods: tuple[str, ...]
@@ -64,6 +66,7 @@ class Grid:
     device: str = "cpu"
     dtype: str = "auto"
     limit: int = 0
+    data_dir: str = ""
 
     def __post_init__(self) -> None:
         if not self.methods:
@@ -85,8 +88,8 @@ class Grid:
         """Every cell, those that share most of the work one after another: by seed, then quantiser, then method."""
         for number, seed in enumerate(self.seeds):
             made = [compose(method, seed=seed) for method in self.methods]
-            if not number:  # the uncompressed model knows no seed
-                yield from (Cell(c, None, None, seed) for c in made if not c.compresses)
+            plain = [c for c in made if not c.compresses]
+            yield from (Cell(c, None, None, seed) for c in plain if c.calibrates or not number)  # none knows no seed
             for composition in sorted((c for c in made if c.compresses), key=lambda c: str(c.owner("quantize"))):
                 if not self.bits and not self.expert_bits:
                     raise BadInput(f"{composition.asked!r} needs budgets: give bits or expert_bits")
@@ -212,14 +215,14 @@ def sweep(
     """
     cells = list(grid.cells())
     exam = _exam(grid, out, allow_code_execution)
-    with muted(quiet), alone_in(exam.out), (engine or Local()).start(grid, exam) as worker:
+    with muted(quiet), _data(grid), alone_in(exam.out), (engine or Local()).start(grid, exam) as worker:
         survey = worker.survey()
         _require_some_in_reach(survey, cells)
         journal = Journal(exam.out / JOURNAL)
         outcomes: dict[str, Outcome] = {}
         to_do: dict[str, int] = {}  # methods may be the same under two names
         for place, (key, planned) in enumerate(zip(survey.keys, survey.planned, strict=True)):
-            finished = journal.finished(key, exam.tasks)
+            finished = journal.finished(key, exam.tasks, allow_code_execution=allow_code_execution)
             if finished is not None:
                 outcomes[key] = finished
             elif planned.state == "to do":
@@ -233,16 +236,17 @@ def sweep(
     return tuple(outcomes[key] for key in survey.keys)
 
 
-def plan(grid: Grid, *, out: str | Path = "runs", quiet: bool = True) -> Plan:
+def plan(grid: Grid, *, out: str | Path = "runs", allow_code_execution: bool = False, quiet: bool = True) -> Plan:
     """What `sweep` would do, without doing it: the model is loaded and asked a few items, nothing is written."""
-    with muted(quiet):
-        place = Workplace(grid, _exam(grid, out, False))
+    with muted(quiet), _data(grid):
+        place = Workplace(grid, _exam(grid, out, allow_code_execution))
         cells, bench, survey = place.cells, place.bench, place.survey()
         _require_some_in_reach(survey, cells)
         journal = Journal(Path(out) / JOURNAL)
         tasks = bench.exam.tasks
         outcomes = tuple(
-            journal.finished(key, tasks) or own for key, own in zip(survey.keys, survey.planned, strict=True)
+            journal.finished(key, tasks, allow_code_execution=allow_code_execution) or own
+            for key, own in zip(survey.keys, survey.planned, strict=True)
         )
         to_do = [cell for cell, outcome in zip(cells, outcomes, strict=True) if outcome.state == "to do"]
         seconds = _evaluation_seconds(bench) if to_do else None
@@ -288,7 +292,7 @@ def make_grid(settings: Mapping[str, Any], where: str = "the grid") -> Grid:
         "bits": numbers,
         "expert_bits": numbers,
         "seeds": _whole,
-        "widths": _whole,
+        "widths": lambda value, where: tuple(sorted(_whole(value, where))),
     }
     values = {}
     for key, value in settings.items():
@@ -353,6 +357,11 @@ def _exam(grid: Grid, out: str | Path, allow_code_execution: bool) -> Exam:
     return Exam(select_tasks(grid.tasks or defaults()["tasks"]), Path(out), grid.limit or None, allow_code_execution)
 
 
+def _data(grid: Grid) -> AbstractContextManager[None]:
+    """Where the grid's sets are looked for; without a folder of its own, where they are anyway."""
+    return data_folder(grid.data_dir) if grid.data_dir else nullcontext()
+
+
 def _bench(grid: Grid, exam: Exam) -> Bench:
     return Bench.load(grid.model or defaults()["model"], grid.dtype, grid.device, exam)
 
@@ -365,12 +374,13 @@ def _require_some_in_reach(survey: Survey, cells: Sequence[Cell]) -> None:
 
 def _run(bench: Bench, grid: Grid, cell: Cell) -> Outcome:
     started = time.monotonic()
+    asked = command(grid, cell, allow_code_execution=bench.exam.allow_code_execution)
     try:
         budget = bench.budget(cell.composition, cell.bits, cell.expert_bits, grid.widths)
         data = None
-        if cell.composition.compresses:
+        if cell.composition.calibrates:
             data = bench.data(grid.calibration or None, grid.samples or None, grid.length or None, cell.seed)
-        _, path = bench.run(cell.composition, budget, data, Clock(), seed=cell.seed, command=command(grid, cell))
+        _, path = bench.run(cell.composition, budget, data, Clock(), seed=cell.seed, command=asked)
     except (BadInput, UnknownName, CheckFailed) as error:
         return Outcome(str(cell), "failed", reason=str(error), seconds=time.monotonic() - started)
     except Exception as error:  # whatever a method, a task or the machine makes of it
@@ -379,7 +389,7 @@ def _run(bench: Bench, grid: Grid, cell: Cell) -> Outcome:
     return Outcome(str(cell), "done", record=str(path), seconds=time.monotonic() - started)
 
 
-def command(grid: Grid, cell: Cell) -> tuple[str, ...]:
+def command(grid: Grid, cell: Cell, *, allow_code_execution: bool = False) -> tuple[str, ...]:
     """The command line that makes the cell's record alone."""
     widths = ",".join(map(str, grid.widths)) if grid.widths != Grid.widths else ""
     budget = {"bits": cell.bits, "expert-bits": cell.expert_bits} if cell.composition.compresses else {}
@@ -396,8 +406,10 @@ def command(grid: Grid, cell: Cell) -> tuple[str, ...]:
         "device": "" if grid.device == Grid.device else grid.device,
         "dtype": "" if grid.dtype == Grid.dtype else grid.dtype,
         "limit": grid.limit,
+        "data-dir": grid.data_dir,
     }
-    return ("mcbench", "run", *(word for name, value in flags.items() if value for word in (f"--{name}", str(value))))
+    words = (word for name, value in flags.items() if value for word in (f"--{name}", str(value)))
+    return ("mcbench", "run", *words, *([ALLOW] if allow_code_execution else []))
 
 
 def _planned(bench: Bench, grid: Grid, cell: Cell) -> Outcome:
@@ -448,10 +460,11 @@ class Journal:
                 raise
             raise BadInput(f"{str(path)!r} is damaged; delete it, the samples of the runs are kept") from None
 
-    def finished(self, key: str, tasks: Sequence[Task]) -> Outcome | None:
+    def finished(self, key: str, tasks: Sequence[Task], *, allow_code_execution: bool = False) -> Outcome | None:
         """The outcome of a cell whose record is there and whole; None where it has to be run, again or at all.
 
-        The record of a model lies in one place, so a later run that asked other tasks has replaced it.
+        The record of a model lies in one place, so a later run that asked other tasks has replaced it. A task that was
+        skipped for lack of isolation is not done where programs may run without.
         """
         outcome = self.cells.get(key)
         if outcome is None or outcome.state != "done":
@@ -462,6 +475,8 @@ class Journal:
         except BadInput:
             return None
         if [result.protocol for result in record.results] != [task.protocol for task in tasks]:
+            return None
+        if allow_code_execution and any(ALLOW in result.skipped for result in record.results):
             return None
         return dataclasses.replace(outcome, record=str(path))
 

@@ -30,6 +30,7 @@ PROTOCOL_VERSION = 1  # part of every protocol id: raise it when a change below 
 SAMPLES_SCHEMA = 1
 BOOTSTRAP_REPEATS = 2000
 COMPLETIONS = ".completions.jsonl"
+ALLOW = "--allow-code-execution"  # stands in the reason of what was skipped for lack of isolation
 
 T = TypeVar("T")
 Row = dict[str, Any]  # one sample, as it stands in the sample file

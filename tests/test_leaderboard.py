@@ -14,7 +14,7 @@ from records import sample_perplexity, sample_record, sample_result, with_bits, 
 
 from mcbench.allocation import BitAllocation
 from mcbench.errors import BadInput, CheckFailed
-from mcbench.leaderboard import CSV, LATEX, MARKDOWN, leaderboard, render, tabulate_records, unlike
+from mcbench.leaderboard import CSV, LATEX, MARKDOWN, SPEED_CSV, leaderboard, render, tabulate_records, unlike
 from mcbench.record import FILE_NAME, Record
 
 
@@ -158,6 +158,16 @@ def test_the_check_passes_on_what_was_written_and_fails_on_a_change(tmp_path: Pa
     (out / CSV).write_text((out / CSV).read_text().replace("0.6", "0.9"))
     with pytest.raises(CheckFailed, match=r"leaderboard\.csv: not what the records give"):
         leaderboard([runs], out, check=True)
+
+
+def test_speeds_that_no_record_gives_any_more_fail_the_check_and_are_removed(tmp_path: Path) -> None:
+    runs, out = saved(tmp_path / "runs", sample_record()), tmp_path / "out"
+    leaderboard([runs], out)
+    (out / SPEED_CSV).write_text("of other records\n")
+    with pytest.raises(CheckFailed, match=r"speed\.csv: not what the records give"):
+        leaderboard([runs], out, check=True)
+    assert f"removed {out / SPEED_CSV}" in leaderboard([runs], out)
+    leaderboard([runs], out, check=True)
 
 
 def test_an_empty_selection_is_refused_and_writes_nothing(tmp_path: Path) -> None:

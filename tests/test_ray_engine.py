@@ -333,12 +333,22 @@ def test_a_running_cluster_answers(cluster: Any, monkeypatch: pytest.MonkeyPatch
     require_answer("auto")
 
 
+def test_workers_look_for_sets_where_the_grid_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCBENCH_DATA", "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    exam = Exam((), tmp_path, None, False)
+    found = [Job.of(Grid(("none",), data_dir=folder), exam, shared=True).data for folder in ("sets", "")]
+    assert found == [str(tmp_path.resolve() / "sets"), "elsewhere"]
+
+
 def test_room_is_counted_node_by_node() -> None:
     nodes = [{"CPU": 4.0, "memory": 8e9}, {"CPU": 2.0, "GPU": 2.0, "memory": 64e9}]
     assert ray_engine._room(nodes, {"CPU": 1.0}) == 6
     assert ray_engine._room(nodes, {"CPU": 3.0}) == 1
     assert ray_engine._room(nodes, {"CPU": 1.0, "GPU": 0.5}) == 2
     assert ray_engine._room(nodes, {"CPU": 1.0, "memory": 4e9}) == 4
+    assert ray_engine._room([{"CPU": 16.0, "GPU": 1.0}], {"CPU": 1.0, "GPU": 0.1}) == 10
+    assert ray_engine._room([{"CPU": 16.0, "GPU": 1.0}], {"CPU": 1.0, "GPU": 0.4}) == 2
     assert ray_engine._room(nodes, {"CPU": 8.0}) == ray_engine._room([], {"CPU": 1.0}) == 0
 
 

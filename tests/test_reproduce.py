@@ -26,7 +26,7 @@ from mcbench.published import Figure
 from mcbench.record import FILE_NAME, Environment, Record
 from mcbench.reproduce import Line, Measured, _grids, kendall, order, report, reproduce, studies, study
 from mcbench.speed import Arm, ArmName, Cell, Memory, Phase, Profile
-from mcbench.sweep import Grid
+from mcbench.sweep import Grid, Outcome, State
 from mcbench.text import calibration_data
 
 
@@ -211,10 +211,22 @@ def test_where_sets_are_and_the_precision_reach_the_runs(monkeypatch: pytest.Mon
     assert seen == ["bfloat16", tmp_path]
 
 
+@pytest.mark.parametrize(("state", "code"), [("failed", 1), ("out of reach", 0)])
+def test_a_study_whose_cells_fail_exits_as_a_sweep_does(
+    state: State, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def swept(grid: Grid, **_: object) -> tuple[Outcome, ...]:
+        return tuple(Outcome(str(cell), state, reason="no bits left") for cell in grid.cells())
+
+    monkeypatch.setattr("mcbench.reproduce.sweep", swept)
+    assert main(["reproduce", "table7", "--bits", "2.05", "--out", str(tmp_path)]) == code
+    assert f"{state}: no bits left" in capsys.readouterr().out
+
+
 def test_the_experts_of_a_model_are_measured_one_by_one(tmp_path: Path) -> None:
     model = tiny_folder(tmp_path / "tiny")
     asked = {"model": str(model), "samples": 2, "length": 64}
-    text = reproduce(study("figure3"), asked, out=tmp_path)
+    text = reproduce(study("figure3"), asked, out=tmp_path).text
     moe = load_model(str(model))
     needs = tuple(study("figure3").statistics.values())
     stats = calibrate(moe, calibration_data(moe, samples=2, length=64), needs, widths=(2,))
@@ -261,7 +273,7 @@ def test_latencies_stand_beside_those_of_the_same_cell() -> None:
 def test_the_cells_asked_for_are_timed_beside_what_is_printed_of_them(tmp_path: Path) -> None:
     model = tiny_folder(tmp_path / "tiny")
     asked = {"model": str(model), "samples": 4, "length": 64}
-    text = reproduce(study("latency"), asked, out=tmp_path, grid="1x384+2,1x512+1")
+    text = reproduce(study("latency"), asked, out=tmp_path, grid="1x384+2,1x512+1").text
     assert "**Partial**: not every cell" in text
     assert cells(text, "1x384+2")[1:4] == ["", "", ""] and all(map(float, cells(text, "1x384+2")[4:7]))
     row = cells(text, "1x512+1")  # printed, but longer than the window of the tiny model
@@ -271,7 +283,7 @@ def test_the_cells_asked_for_are_timed_beside_what_is_printed_of_them(tmp_path: 
 @pytest.mark.slow
 def test_sizes_and_times_are_measured_of_every_row(tmp_path: Path) -> None:
     settings = {"tasks": "mini-piqa", "limit": 2, "samples": 4, "length": 64}
-    text = reproduce(study("table4"), settings, out=tmp_path, bits=(2.05,), grid="1x32+4")
+    text = reproduce(study("table4"), settings, out=tmp_path, bits=(2.05,), grid="1x32+4").text
     heads = cells(text, "row")
     file = next(i for i, head in enumerate(heads) if head.endswith("file MB"))
     read = next(i for i, head in enumerate(heads) if head.endswith("read per token"))

@@ -17,12 +17,14 @@ from tiny import tiny_folder, tiny_text
 from mcbench.activations import Activations
 from mcbench.cli import main
 from mcbench.compression import CompressedModel
+from mcbench.datasets import current_folder
 from mcbench.errors import BadInput, UnknownName
 from mcbench.pipeline import Exam, run
 from mcbench.record import Record
+from mcbench.sandbox import Isolation
 from mcbench.store import ExpertStore
-from mcbench.sweep import JOURNAL, Grid, Journal, Outcome, make_grid, numbers, plan, read_grid, sweep
-from mcbench.task import SampleFile
+from mcbench.sweep import JOURNAL, Grid, Journal, Outcome, command, make_grid, numbers, plan, read_grid, sweep
+from mcbench.task import ALLOW, SampleFile
 
 METHODS = ("none", "pmq", "output-kl", "fnorm", "uniform+rtn")
 TASKS = "mini-perplexity,mini-piqa"
@@ -113,6 +115,39 @@ def test_the_command_in_a_record_makes_that_record_alone(
         assert main([*made.command[1:], "--out", str(tmp_path / outcome.cell)]) == 0
         (again,) = (tmp_path / outcome.cell).rglob("record.json")
         assert comparable(Record.load(again)) == comparable(made)
+
+
+def test_a_policy_on_the_uncompressed_model_is_calibrated(settings: dict[str, Any], tmp_path: Path) -> None:
+    (outcome,) = sweep(grid(settings, methods=("none+topk(k=1)",), seeds=(0,), tasks="mini-piqa"), out=tmp_path)
+    assert (outcome.state, outcome.reason) == ("done", "")
+    assert Record.load(outcome.record).routing is not None
+
+
+def test_only_the_uncompressed_model_knows_no_seed() -> None:
+    cells = [str(cell) for cell in Grid(("none", "none+random-skip"), seeds=(0, 1, 2)).cells()]
+    assert cells == [
+        "none, seed 0",
+        "none+random-skip(seed=0), seed 0",
+        "none+random-skip(seed=1), seed 1",
+        "none+random-skip(seed=2), seed 2",
+    ]
+
+
+def test_a_task_skipped_for_lack_of_isolation_is_run_once_that_is_allowed(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weakest = Isolation("limits", False, "not prevented: network", "limits")
+    monkeypatch.setattr("mcbench.sandbox.isolation", lambda: weakest)
+    asked = grid(settings, methods=("none",), seeds=(0,), tasks="mini-piqa,mini-humaneval", limit=2)
+    (first,) = sweep(asked, out=tmp_path)
+    assert ALLOW in Record.load(first.record).results[1].skipped and ALLOW not in Record.load(first.record).command
+    states = [plan(asked, out=tmp_path, allow_code_execution=code).outcomes[0].state for code in (False, True)]
+    assert states == ["done", "to do"]
+    (second,) = sweep(asked, out=tmp_path, allow_code_execution=True)
+    healed = Record.load(second.record)
+    assert healed.results[1].skipped == "" and healed.results[1].value is not None and healed.command[-1] == ALLOW
+    monkeypatch.setattr("mcbench.sweep._run", lambda *_: Outcome("", "failed", reason="was run again"))
+    assert sweep(asked, out=tmp_path, allow_code_execution=True) == sweep(asked, out=tmp_path) == (second,)
 
 
 def test_shared_work_is_done_once(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,6 +302,31 @@ def test_a_file_asks_for_what_the_flags_ask_for(tmp_path: Path) -> None:
     assert read_grid(path) == Grid(("pmq",), expert_bits=(1.5, 2.0))
 
 
+def test_widths_are_taken_in_any_order() -> None:
+    assert make_grid({"methods": "pmq", "bits": "2", "widths": "3,1,2"}) == Grid(("pmq",), bits=(2.0,))
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_sets_are_looked_for_in_the_folder_named(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_file: bool
+) -> None:
+    seen: list[Path | None] = []
+
+    def noted(bench: Any, asked: Grid, cell: Any) -> Outcome:
+        seen.append(current_folder())
+        command_line = command(asked, cell)
+        assert command_line[-2:] == ("--data-dir", str(tmp_path / "sets"))
+        return Outcome(str(cell), "failed", reason="seen")
+
+    monkeypatch.setattr("mcbench.sweep._run", noted)
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "grid.toml").write_text(f"data_dir = '{tmp_path / 'sets'}'\n")
+    named = [str(tmp_path / "grid.toml")] if in_file else ["--data-dir", str(tmp_path / "sets")]
+    asked = ["--methods", "none", "--model", settings["model"], "--tasks", "mini-piqa", "--out", str(tmp_path / "runs")]
+    assert main(["sweep", *named, *asked, "--quiet"]) == 1
+    assert seen == [tmp_path / "sets"]
+
+
 def test_the_range_of_the_papers_has_their_nine_budgets() -> None:
     papers = (1.57, 1.69, 1.81, 1.94, 2.05, 2.18, 2.30, 2.42, 2.54)
     assert numbers("1.57:2.54") == pytest.approx(papers, abs=0.01)
@@ -307,6 +367,7 @@ def test_a_wrong_file_is_refused_in_one_sentence(tmp_path: Path, text: str, kind
         (["--methods", "pmq"], "needs budgets"),
         (["--methods", "pmq", "--bits", "2", "--tasks", "mini-pika"], "did you mean 'mini-piqa'"),
         (["--methods", "pmq", "--bits", "2", "--tasks", ""], "tasks is empty"),
+        (["--methods", "pmq", "--bits", "2", "--data-dir", "absent"], "no data folder at 'absent'"),
         (["--methods", "pmq", "--bits", "2", "--limit", "0"], "limit must be at least 1"),
         (["--methods", "pmq", "--bits", "2", "--calibration", "absent.txt"], "absent.txt"),
         (["--methods", "pmq", "--bits", "2", "--out", ""], "output folder is empty"),
