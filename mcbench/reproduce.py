@@ -219,7 +219,7 @@ def _plain(line: Line) -> bool:
 
 
 def _grids(chosen: Study, lines: Sequence[Line], settings: Mapping[str, Any]) -> Iterator[tuple[list[Line], Grid]]:
-    """Grids without a superfluous cell: methods that share their budgets, and what needs none with the first."""
+    """Grids without a superfluous cell: one for the methods that share their budgets, one for those that need none."""
     if chosen.settings and settings.get("tasks"):
         raise BadInput(f"the rows of {chosen.name} differ in how they ask their task, so leave --tasks out")
     budgets: dict[tuple[str, str], tuple[bool, tuple[float, ...]]] = {}

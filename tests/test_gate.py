@@ -102,6 +102,19 @@ def test_a_clustered_task_raises_no_more_false_alarms_than_it_says(run: Run, mon
     assert failed / runs < 0.05 + 3 * (0.05 * 0.95 / runs) ** 0.5
 
 
+@pytest.mark.parametrize("margin", [0.032, 0.05])
+def test_few_clusters_that_lost_prove_little(margin: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a true loss of the margin in whole passages, the interval lies above it hardly more often than 5 %."""
+    monkeypatch.setattr("mcbench.uncertainty.REPEATS", 1000)
+    generator, runs, passed = np.random.default_rng(6), 400, 0
+    for _ in range(runs):
+        lost = np.where(generator.random(95) < margin, 3.0, 0.0)
+        interval = Evidence(-lost, np.full(95, 3.0)).interval(0.90)
+        assert interval is not None
+        passed += interval.low > -margin
+    assert passed / runs < 0.05 + 3 * (0.05 * 0.95 / runs) ** 0.5
+
+
 def test_every_claim_must_be_proven_and_one_refuted_is_enough(run: Run) -> None:
     good, bad, unsure = contrast(0, 0, 1000, "good"), contrast(300, 0, 1000, "bad"), contrast(1, 0, 20, "unsure")
     assert judge(comparison(run, [good]), each=True).outcome == "passed"
