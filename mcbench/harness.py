@@ -320,13 +320,8 @@ class HarnessTask(DefinedTask):
         return [item for item in items_of(self) if isinstance(item, RowItem)]
 
     def _details(self, rows: Sequence[Row]) -> dict[str, Any]:
-        used = [self.split, *([self.examples_split] if self.example_count() else [])]
         setting = self._setting()
-        return {
-            "lm-eval": setting["lm-eval"],
-            "shots": setting["shots"],
-            "data": {split: self.rows(split).origin for split in used},
-        }
+        return {"lm-eval": setting["lm-eval"], "shots": setting["shots"]}
 
 
 def _digest(rows: Sequence[Mapping[str, Any]]) -> str:

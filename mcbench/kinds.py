@@ -117,7 +117,28 @@ class ChoiceTask(ItemTask):
 
 
 @dataclass(frozen=True)
-class GenerationTask(ItemTask):
+class WrittenTask(ItemTask):
+    """A task whose answers are written: texts or programs."""
+
+    def chance(self) -> float | None:
+        """Guessing what is written never succeeds."""
+        return 0.0
+
+    def require_room(self, window: int) -> None:
+        """The longest answer must leave room for a prompt; BadInput where it does not."""
+        written = [i.max_new_tokens for i in items_of(self) if isinstance(i, GenerationItem | CodeItem)]
+        require_prompt_room(self, written, window)
+
+    def _generation(self, item: GenerationItem | CodeItem) -> dict[str, Any]:
+        return {"until": list(item.stop), "max_gen_toks": item.max_new_tokens, "do_sample": False}
+
+    def _identify(self, asked: Asked) -> Row:
+        assert isinstance(asked.item, GenerationItem | CodeItem)
+        return identify(asked.item, asked.item.prompt)
+
+
+@dataclass(frozen=True)
+class GenerationTask(WrittenTask):
     """Greedy generation: the answer extracted from what the model writes must equal the item's."""
 
     metric: ClassVar[str] = "exact_match"
@@ -125,10 +146,6 @@ class GenerationTask(ItemTask):
     def items(self) -> Sequence[GenerationItem]:
         """The prompts."""
         raise NotImplementedError
-
-    def chance(self) -> float | None:
-        """Guessing a text never succeeds."""
-        return 0.0
 
     def extract(self, text: str) -> str:
         """The answer in a completion; by default all of it without the spaces around it."""
@@ -142,10 +159,6 @@ class GenerationTask(ItemTask):
         """The metric of one completion, between 0 and 1."""
         return self.extract(text) == item.answer
 
-    def require_room(self, window: int) -> None:
-        """The longest answer must leave room for a prompt; BadInput where it does not."""
-        require_prompt_room(self, [i.max_new_tokens for i in items_of(self) if isinstance(i, GenerationItem)], window)
-
     def _definition(self, items: Sequence[GenerationItem]) -> dict[str, Any]:
         return {
             "output_type": "generate_until",
@@ -154,13 +167,6 @@ class GenerationTask(ItemTask):
             "process_results": lambda row, texts: {self.metric: self.score(items[row["place"]], texts[0])},
             "metric_list": [{"metric": self.metric, "aggregation": "mean", "higher_is_better": True}],
         }
-
-    def _generation(self, item: GenerationItem) -> dict[str, Any]:
-        return _written(item)
-
-    def _identify(self, asked: Asked) -> Row:
-        assert isinstance(asked.item, GenerationItem)
-        return identify(asked.item, asked.item.prompt)
 
     def _text_row(self, asked: Asked, completion: Any) -> Row:
         from mcbench.harness_model import metrics_of
@@ -181,7 +187,7 @@ class GenerationTask(ItemTask):
 
 
 @dataclass(frozen=True)
-class CodeTask(ItemTask):
+class CodeTask(WrittenTask):
     """Function completion: prompt, completion and tests run together as a program, confined (see `mcbench.sandbox`).
 
     With `samples` = 1 the completion is greedy. With more, they are drawn at `temperature` and `top_p`, and the value
@@ -213,14 +219,6 @@ class CodeTask(ItemTask):
     def items(self) -> Sequence[CodeItem]:
         """The problems."""
         raise NotImplementedError
-
-    def chance(self) -> float | None:
-        """Guessing a program never succeeds."""
-        return 0.0
-
-    def require_room(self, window: int) -> None:
-        """The longest program must leave room for a prompt; BadInput where it does not."""
-        require_prompt_room(self, [i.max_new_tokens for i in items_of(self) if isinstance(i, CodeItem)], window)
 
     def _unable(self, allow_code_execution: bool) -> str:
         from mcbench.sandbox import isolation
@@ -302,9 +300,6 @@ class CodeTask(ItemTask):
             "process_results": judge,
             "metric_list": [{"metric": "passed", "aggregation": "mean", "higher_is_better": True}],
         }
-
-    def _generation(self, item: CodeItem) -> dict[str, Any]:
-        return _written(item)
 
     def _completions_owner(self, fingerprint: str, limit: int | None) -> dict[str, Any]:
         parameters = json.loads(json.dumps(dataclasses.asdict(self)))
@@ -405,7 +400,7 @@ class PerplexityTask(ItemTask):
         return [dataclasses.replace(text, most=few if text.most is None else min(few, text.most))]
 
     def _answer(self, lm: LanguageModel, items: Sequence[TextItem], done: Collection[int]) -> Iterator[dict[int, Row]]:
-        _, window, most = self._cut(items)
+        window, most = self._limits(items)
         texts = [asked.requests[0].args[0] for asked in self._ask(items)]
         for batch in lm.perplexity_batches(texts, window, self.style, done, most):
             yield {
@@ -431,14 +426,13 @@ class PerplexityTask(ItemTask):
             ],
         }
 
-    def _cut(self, items: Sequence[TextItem]) -> tuple[list[str], int | None, int | None]:
-        """The texts, the window, and how many windows are scored at most."""
-        most = items[0].most if isinstance(items[0], _Joined) else None
-        return [item.text for item in items], self.window or None, most
+    def _limits(self, items: Sequence[TextItem]) -> tuple[int | None, int | None]:
+        """The window, and how many windows are scored at most."""
+        return self.window or None, items[0].most if isinstance(items[0], _Joined) else None
 
     def _samples_expected(self, lm: LanguageModel, items: Sequence[TextItem]) -> int:
-        texts, window, most = self._cut(items)
-        return lm.count_windows(texts, window, self.style, most)
+        window, most = self._limits(items)
+        return lm.count_windows([item.text for item in items], window, self.style, most)
 
     def _details(self, rows: Sequence[Row]) -> dict[str, Any]:
         return {"tokens": sum(row["tokens"] for row in rows), "windows": len(rows)}
@@ -461,7 +455,3 @@ class _Joined(TextItem):
 
 def _program(item: CodeItem, text: str) -> str:
     return f"{item.prompt}{text}\n{item.tests}\n"
-
-
-def _written(item: GenerationItem | CodeItem) -> dict[str, Any]:
-    return {"until": list(item.stop), "max_gen_toks": item.max_new_tokens, "do_sample": False}
