@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import copy
 import dataclasses
 import functools
 import hashlib
@@ -23,10 +22,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
 
+from mcbench.caches import joined_cache, rows_of_cache, widened
+from mcbench.drafts import LONGEST, Drafts, confirmed
 from mcbench.errors import BadInput, CheckFailed
 from mcbench.prefixes import Node, Sharing, plan
 from mcbench.progress import inner
@@ -116,6 +115,46 @@ class _Trunk:
     mask: Tensor | None  # [rows, width]; none where nothing is padded
     width: int
     parent: dict[int, int]  # id of a node -> row
+    tokens: Sequence[int] = ()  # of the text, where it is the only one
+
+
+class _Batch:
+    """Rows that are written together: their cache, and where the next tokens of each stand.
+
+    mask [rows, tokens in the cache]; position [rows, 1] of the first new token. All rows go on where the longest ends,
+    or each where its own text ends, in the `room` tokens after that, where there are any.
+    """
+
+    def __init__(self, cache: Any, mask: Tensor, position: Tensor, window: int, room: int) -> None:
+        self.cache = cache
+        self._width, self._window, self._apart = mask.shape[1], window, room > 0
+        self._mask = torch.cat([mask, mask.new_ones(len(mask), room)], dim=1)
+        self._position = position
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows."""
+        self.cache = rows_of_cache(self.cache, rows, last=True)
+        self._mask, self._position = self._mask[rows], self._position[rows]
+
+    def next(self, written: Sequence[int], width: int) -> tuple[Tensor, Tensor]:
+        """Mask and positions [rows, width] of the next tokens, to be asked once before they are read.
+
+        written: how many of the new tokens that have been read stay, for each row. The mask is
+        [rows, tokens in the cache], or [rows, 1, width, tokens in the cache] where each row goes on by itself.
+        """
+        before = self._mask.new_tensor(written)[:, None]  # [rows, 1]
+        step = torch.arange(width, device=before.device)
+        # a guess that could not stay anyway may lie beyond the window
+        position = (self._position + before + step).clamp(max=self._window - 1)
+        if not self._apart:
+            self._mask = torch.cat([self._mask, self._mask.new_ones(len(before), width)], dim=1)
+            return self._mask, position
+        used = self._width + max(written) + width
+        places = self._width + before + step
+        for layer in self.cache.layers:
+            layer.place(places, used)
+        earlier = torch.arange(used, device=before.device) <= places[:, :, None]
+        return (self._mask[:, None, :used].bool() & earlier)[:, None], position
 
 
 class _Spots(NamedTuple):
@@ -178,7 +217,8 @@ class LanguageModel:
     `tokens_per_batch` bounds the padded tokens of one forward. `prefix_sharing=False` computes every context anew, for
     models whose routing looks at later tokens; where rows of a model's cache cannot be copied, that is done anyway.
     `causal=False` says that it does: then text written with a cache differs from a forward over the finished text, and
-    the check at the start leaves writing out.
+    the check at the start leaves writing out. `drafts=False` writes greedy texts one token after another: for whoever
+    counts what the model does for a token, as guesses that do not come true are computed as well.
 
     Raises BadInput for a model without tokenizer, CheckFailed where the fast path and a plain forward of the same
     model differ by more than `tolerance` (nats per token; in 16 bits a rounded router may choose other experts).
@@ -193,6 +233,7 @@ class LanguageModel:
         tokens_per_batch: int = 8192,
         prefix_sharing: bool = True,
         causal: bool = True,
+        drafts: bool = True,
         check: bool = True,
     ) -> None:
         if tokenizer is None:
@@ -214,6 +255,7 @@ class LanguageModel:
         if not (prefix_sharing and self._selects_rows):
             self.sharing = "none"
         self._holds_once = self.sharing == "trie" and self._probe_trunk()
+        self.drafts = drafts and causal and self._keeps_all and self._probe_drafts()
         self.check_difference = self._self_check() if check else None
 
     # -- what it is
@@ -238,6 +280,7 @@ class LanguageModel:
             "window": self.window,
             "tokens_per_batch": self.tokens_per_batch,
             "prefix_sharing": self.sharing,
+            "drafts": self.drafts,
         }
 
     # -- log-likelihoods
@@ -418,7 +461,7 @@ class LanguageModel:
         """The cache of these tokens."""
         ids, mask, position = self._pad([tokens])
         out = self._forward(ids, mask, position, keep=1, use_cache=True)
-        return _Trunk(out.past_key_values, mask, len(tokens), {})
+        return _Trunk(out.past_key_values, mask, len(tokens), {}, tokens)
 
     # -- tokens
 
@@ -559,7 +602,7 @@ class LanguageModel:
         mask, cache = own, None
         if trunk is not None:
             rows = self._tensor([trunk.parent[id(node)] for node in nodes])
-            cache = _rows_of_cache(trunk.cache, rows, last=False)
+            cache = rows_of_cache(trunk.cache, rows, last=False)
             position = position + self._tensor([node.start for node in nodes])[:, None]
             mask = _joined_mask(trunk.mask, rows, trunk.width, own, ids)
         keep = max((node.end - at for node, at in zip(nodes, spots.first, strict=True)), default=1)
@@ -588,29 +631,42 @@ class LanguageModel:
     ) -> list[tuple[list[int], Literal["stop", "end", "length"]]]:
         """New token ids of each row, with the reason to stop; rows that have stopped leave the batch.
 
-        The contexts come after the one text of `trunk`, where there is one. `step` is called before each new token.
+        The contexts come after the one text of `trunk`, where there is one. `step` is called whenever all texts that go
+        on have one more token.
         """
         repeat = [n for n in range(len(contexts)) for _ in range(len(rows) // len(contexts))]
+        drafts = Drafts(contexts, trunk.tokens if trunk else ()) if self.drafts and sampling is None else None
+        room = max(p.max_new_tokens for p in prompts) + (LONGEST if drafts else 0)
+        batch, logits = self._open(contexts, repeat, room, trunk, apart=drafts is not None)
+        with self._attending(trunk):
+            return self._write(batch, logits, prompts, _Chooser(sampling, rows), drafts, step)
+
+    def _open(
+        self, contexts: Sequence[Sequence[int]], repeat: Sequence[int], room: int, trunk: _Trunk | None, *, apart: bool
+    ) -> tuple[_Batch, Tensor]:
+        """Rows that go on after the contexts of these numbers, and the logits [rows, 1, vocabulary] of what comes next.
+
+        `room` is what a row may be given to read beyond its context.
+        """
         if not self._selects_rows:
-            contexts, repeat = [contexts[n] for n in repeat], list(range(len(rows)))
+            contexts, repeat = [contexts[n] for n in repeat], list(range(len(repeat)))
         caches, logits, masks = self._read_all(contexts, trunk)
         position = torch.cat([mask.sum(1, keepdim=True) for mask in masks])[repeat]  # [rows, 1]
-        shared = self._holds_once and trunk is not None
-        if shared:
-            assert trunk is not None
-            masks = [mask[:, trunk.width :] for mask in masks]
-        logits, mask = logits[repeat], torch.cat(_widened(masks, dim=-1))[repeat]
+        skipped = trunk.width if trunk and self._holds_once else 0
+        mask = torch.cat(widened([mask[:, skipped:] for mask in masks], dim=-1))[repeat]
         if self._keeps_all:
-            room = max(p.max_new_tokens for p in prompts)
-            cache = _joined_cache(caches, self._tensor(repeat), room, trunk.width if shared and trunk else 0)
+            cache = joined_cache(caches, self._tensor(repeat), room, skipped)
         else:
             (cache,) = caches
-            if len(rows) > len(contexts):  # several samples of one prompt: it has been read once
-                cache = _rows_of_cache(cache, self._tensor(repeat), last=True)
-        del caches
-        beginning = [(layer.keys, layer.values) for layer in trunk.cache.layers] if shared and trunk else None
-        with attending(self.model, beginning) if beginning else contextlib.nullcontext():
-            return self._write(cache, logits, mask, position, prompts, rows, sampling, step)
+            if len(repeat) > len(contexts):  # several samples of one prompt: it has been read once
+                cache = rows_of_cache(cache, self._tensor(repeat), last=True)
+        return _Batch(cache, mask, position, self.window, room if apart else 0), logits[repeat][:, None]
+
+    def _attending(self, trunk: _Trunk | None) -> contextlib.AbstractContextManager[None]:
+        """While open, rows also attend to the one beginning that is held for all, where it is."""
+        if trunk is None or not self._holds_once:
+            return contextlib.nullcontext()
+        return attending(self.model, [(layer.keys, layer.values) for layer in trunk.cache.layers])
 
     def _read_all(
         self, contexts: Sequence[Sequence[int]], trunk: _Trunk | None
@@ -627,7 +683,7 @@ class LanguageModel:
             ids, mask, position = self._pad(contexts[start : start + most])
             mask = torch.ones_like(ids) if mask is None else mask.long()
             mask = torch.cat([mask.new_ones(len(ids), width), mask], dim=1)
-            cache = _rows_of_cache(trunk.cache, self._tensor([0] * len(ids)), last=False) if trunk else None
+            cache = rows_of_cache(trunk.cache, self._tensor([0] * len(ids)), last=False) if trunk else None
             out = self._forward(ids, mask, position + width, keep=1, cache=cache, use_cache=True)
             caches.append(out.past_key_values)
             logits.append(out.logits[:, -1])
@@ -636,46 +692,56 @@ class LanguageModel:
 
     def _write(
         self,
-        cache: Any,
+        batch: _Batch,
         logits: Tensor,
-        mask: Tensor,
-        position: Tensor,
         prompts: Sequence[Prompt],
-        rows: Sequence[tuple[int, int]],
-        sampling: Sampling | None,
+        choose: _Chooser,
+        drafts: Drafts | None,
         step: Callable[[], object],
     ) -> list[tuple[list[int], Literal["stop", "end", "length"]]]:
-        """As `_continue`, once the prompts have been read.
-
-        mask [rows, tokens in the cache], logits [rows, vocabulary] and position [rows, 1] of the next token.
-        """
-        choose = _Chooser(sampling, rows)
-        written: list[list[int]] = [[] for _ in rows]
+        """As `_continue`, once the prompts have been read; logits [rows, 1, vocabulary] of the next token."""
+        written: list[list[int]] = [[] for _ in prompts]
         finish: dict[int, Literal["stop", "end", "length"]] = {}
-        active = list(range(len(rows)))  # row of the batch -> row asked for
+        active = list(range(len(prompts)))  # row of the batch -> row asked for
+        guesses: dict[int, list[int]] = {}
+        shown = 0
         while True:
-            step()
-            token = choose(logits, active)
-            for at, new in zip(active, token.tolist(), strict=True):
-                if at not in finish:
-                    if new in self._ends:
+            said = zip(active, choose(logits, active).tolist(), strict=True)
+            new = {at: confirmed(tokens, guesses.get(at, [])) for at, tokens in said if at not in finish}
+            for which in range(max(map(len, new.values()))):
+                going = []
+                for at, tokens in new.items():
+                    if at in finish or which >= len(tokens):
+                        continue
+                    if tokens[which] in self._ends:
                         finish[at] = "end"
                         continue
-                    written[at].append(new)
+                    written[at].append(tokens[which])
+                    if drafts:
+                        drafts.append(at, tokens[which])
                     if len(written[at]) == prompts[at].max_new_tokens:
                         finish[at] = "length"
-            finish.update(self._stopped([at for at in active if at not in finish], written, prompts))
+                    else:
+                        going.append(at)
+                finish.update(self._stopped(going, written, prompts))
             left = [n for n, at in enumerate(active) if at not in finish]
             if not left:
-                return [(written[at], finish[at]) for at in range(len(rows))]
+                return [(written[at], finish[at]) for at in range(len(prompts))]
+            while shown < min(len(written[active[n]]) for n in left):
+                shown += 1
+                step()
             if self._selects_rows and len(left) <= 0.75 * len(active):
-                keep = self._tensor(left)
-                cache = _rows_of_cache(cache, keep, last=True)
-                token, mask, position = token[keep], mask[keep], position[keep]
+                batch.keep(self._tensor(left))
                 active = [active[n] for n in left]
-            mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
-            out = self._forward(token[:, None], mask, position, cache=cache, use_cache=True)
-            cache, logits, position = out.past_key_values, out.logits[:, -1], position + 1
+            if drafts:
+                room = {at: prompts[at].max_new_tokens - len(written[at]) - 1 for at in active if at not in finish}
+                guesses = drafts.guesses(room, self.tokens_per_batch // len(active) - 1)
+            width = 1 + max(map(len, guesses.values()), default=0)
+            ids = [[*written[at][-1:], *guesses.get(at, [])] for at in active]
+            ids = [[*row, *[0] * (width - len(row))] for row in ids]  # a finished row reads what nobody looks at
+            mask, position = batch.next([max(0, len(written[at]) - 1) for at in active], width)
+            out = self._forward(self._tensor(ids), mask, position, cache=batch.cache, use_cache=True)
+            batch.cache, logits = out.past_key_values, out.logits
 
     @functools.cached_property
     def _ends(self) -> frozenset[int]:
@@ -776,40 +842,60 @@ class LanguageModel:
         """
         out = self._forward(self._tensor([[0, 0]]), None, self._tensor([[0, 1]]), keep=1, use_cache=True)
         try:
-            _rows_of_cache(out.past_key_values, self._tensor([0, 0]), last=False)
+            rows_of_cache(out.past_key_values, self._tensor([0, 0]), last=False)
         except (AttributeError, IndexError, NotImplementedError, TypeError):
             return False, False
         return True, all(type(layer).__name__ == "DynamicLayer" for layer in out.past_key_values.layers)
 
     def _probe_trunk(self) -> bool:
-        """Whether rows that are written can share the keys and values of what all of them begin with.
+        """Whether rows that are written can share the keys and values of what all of them begin with."""
+        self._holds_once = True
+        return self._probe_writing([(1, 1), (1, 1)], apart=False)
 
-        A model that attends in another way is found by the difference from rows with copies of their own.
+    def _probe_drafts(self) -> bool:
+        """Whether rows can read several new tokens at once, of which not all stay."""
+        return self._probe_writing([(2, 1), (1, 2)], apart=True)
+
+    def _probe_writing(self, steps: Sequence[tuple[int, int]], *, apart: bool) -> bool:
+        """Whether two rows have the logits of a plain forward after each new token that stays, so many in each step.
+
+        A model that attends in a way of its own is found by that.
         """
-        self._holds_once = False
         if "position_ids" not in self._accepts or self.model.config.get_text_config()._attn_implementation != SUPPORTED:
             return False
-        if self.window < 6:
+        if self.window < 9:
             return False
         random = np.random.default_rng(0)
         vocabulary = min(int(self.model.config.get_text_config().vocab_size), len(self.tokenizer))
-        ids = self._tensor(random.integers(0, vocabulary, (2, 5)))
+        ids = random.integers(0, vocabulary, (2, 9))
         ids[1, :3] = ids[0, :3]
-        trunk = self._read(ids[0, :3].tolist())
-        rows = self._tensor([0, 1])
-        mask, position = torch.ones_like(ids), self._tensor([[3], [3]])
-        found = []
-        for skipped in (0, trunk.width):
-            (cache,), _, (mask,) = self._read_all(ids[:, 3:4].tolist(), trunk)
-            cache = _joined_cache([cache], rows, 1, skipped)
-            mask = torch.cat([mask[:, skipped:], mask.new_ones(2, 1)], dim=1)
-            beginning = [(layer.keys, layer.values) for layer in trunk.cache.layers]
-            try:
-                with attending(self.model, beginning) if skipped else contextlib.nullcontext():
-                    found.append(self._forward(ids[:, 4:], mask, position + 1, cache=cache).logits.float())
-            except BadInput:
-                return False
-        return bool((found[0] - found[1]).abs().max() <= self.tolerance)
+        plain = self._forward(self._tensor(ids), None, self._tensor([range(9)] * 2)).logits
+        start, written = (6, 5), [0, 0]  # where the new tokens of each row begin, and how many have been read
+        apart_by = []
+        try:
+            trunk = self._read(ids[0, :3].tolist()) if self._holds_once else None
+            contexts = [ids[row, trunk.width if trunk else 0 : start[row]].tolist() for row in range(2)]
+            batch, _ = self._open(contexts, range(2), 4, trunk, apart=apart)
+            with self._attending(trunk):
+                for stay in steps:
+                    width = max(stay)
+                    now = np.full((2, width), ids[0, 0])  # what does not stay is some other token
+                    for row, n in enumerate(stay):
+                        first = start[row] + written[row]
+                        now[row, :n] = ids[row, first : first + n]
+                    mask, position = batch.next(written, width)
+                    out = self._forward(self._tensor(now), mask, position, cache=batch.cache, use_cache=True)
+                    for row, n in enumerate(stay):
+                        first = start[row] + written[row]
+                        apart_by += (out.logits[row, :n] - plain[row, first : first + n]).abs().amax(-1).tolist()
+                    batch.cache, written = out.past_key_values, [a + b for a, b in zip(written, stay, strict=True)]
+        except (BadInput, IndexError, RuntimeError, TypeError, ValueError):
+            return False
+        return bool(self._typical(apart_by) <= self.tolerance)
+
+    def _typical(self, differences: Sequence[float]) -> float:
+        """The greatest difference; in 16 bits the middle one, as a rounded router may send a few tokens elsewhere."""
+        return max(differences) if self._exact else statistics.median(differences)
 
     # -- proof
 
@@ -835,8 +921,7 @@ class LanguageModel:
             abs(self._plain_loglikelihood(request) - fast[at].value) / len(request.continuation)
             for at, request in enumerate(requests)
         ]
-        # in 16 bits a rounded router may send single tokens elsewhere; a wrong cache or position shows in every request
-        worst = max(apart) if self._exact else statistics.median(apart)
+        worst = self._typical(apart)  # a wrong cache or position shows in every request
         advice = "; try prefix_sharing=False, or another attention or experts implementation"
         if not worst <= self.tolerance:
             raise CheckFailed(
@@ -881,10 +966,11 @@ class _Chooser:
             self._streams = [np.random.default_rng([sampling.seed, prompt, sample]) for prompt, sample in rows]
 
     def __call__(self, logits: Tensor, active: Sequence[int]) -> Tensor:
-        """Token ids [active] from logits [active, vocabulary]."""
+        """Token ids [active, tokens] from logits [active, tokens, vocabulary]; one token where they are drawn."""
         _greatest(logits)
         if self._sampling is None:
             return logits.argmax(-1)
+        (logits,) = logits.unbind(1)
         share = (logits.double() / self._sampling.temperature).softmax(-1)
         total = share.cumsum(-1)
         chosen = share.new_zeros(len(active), dtype=torch.long)
@@ -895,12 +981,12 @@ class _Chooser:
             chosen[left[kept]] = token[kept]
             left = left[~kept]
             if not len(left):
-                return chosen
+                return chosen[:, None]
         share, order = share[left].sort(dim=-1, descending=True, stable=True)
         total = share.cumsum(-1)
         total = share.masked_fill(total - share >= self._sampling.top_p, 0.0).cumsum(-1)  # the first token always stays
         chosen[left] = order.gather(-1, self._draw(total, active, left)[:, None])[:, 0]
-        return chosen
+        return chosen[:, None]
 
     def _draw(self, total: Tensor, active: Sequence[int], rows: Tensor) -> Tensor:
         """A place in each row of a running total [rows, vocabulary], never one that adds nothing to it."""
@@ -1003,72 +1089,6 @@ def _chunks(
         chunk.append(item)
     if chunk:
         yield chunk
-
-
-def _rows_of_cache(cache: Any, rows: Tensor, *, last: bool) -> Any:
-    """A key-value cache with only these rows, repeated as they are; in place where this is its `last` use."""
-    if not last:  # shallow: selecting rows makes new tensors and leaves the old ones alone
-        cache = copy.copy(cache)
-        cache.layers = [copy.copy(layer) for layer in cache.layers]
-    cache.batch_select_indices(rows)
-    return cache
-
-
-class _RoomyLayer(DynamicLayer):
-    """Keys and values of a layer in a buffer with room for more, so that a new token does not copy all earlier ones.
-
-    `parts` hold rows of equal length, one part after the other; `rows` are chosen from them, and the first `skipped`
-    tokens of each are left out. Parts shorter than the longest get room at their beginning that no mask lets be seen.
-    """
-
-    def __init__(self, parts: Sequence[DynamicLayer], rows: Tensor, room: int, skipped: int) -> None:
-        keys = [part.keys for part in parts if part.keys is not None]
-        values = [part.values for part in parts if part.values is not None]
-        assert len(keys) == len(values) == len(parts)
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.lazy_initialization(keys[0], values[0])
-        self._buffers = []
-        for states in (keys, values):
-            whole = torch.cat(_widened([part[:, :, skipped:] for part in states], dim=-2))[rows]
-            self._used = whole.shape[-2]
-            self._buffers.append(torch.cat([whole, whole.new_empty(*whole.shape[:-2], room, whole.shape[-1])], dim=-2))
-        self._show()
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Appends the states of new tokens, both [rows, heads, tokens, width]; returns those of all tokens."""
-        start, self._used = self._used, self._used + key_states.shape[-2]
-        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[:, :, start : self._used] = new
-        return self._show()
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keeps only these rows."""
-        self._buffers = [buffer[indices] for buffer in self._buffers]
-        self._show()
-
-    def _show(self) -> tuple[Tensor, Tensor]:
-        keys, values = (buffer[:, :, : self._used] for buffer in self._buffers)
-        self.keys, self.values = keys, values
-        return keys, values
-
-
-def _widened(parts: Sequence[Tensor], *, dim: int) -> list[Tensor]:
-    """The parts, all as long as the longest along a dimension counted from the last: zeros before the shorter ones."""
-    longest = max(part.shape[dim] for part in parts)
-    return [F.pad(part, (0, 0) * (-1 - dim) + (longest - part.shape[dim], 0)) for part in parts]
-
-
-def _joined_cache(caches: Sequence[Any], rows: Tensor, room: int, skipped: int) -> Any:
-    """One cache with these rows of several, without its first `skipped` tokens, able to take `room` more.
-
-    The caches are used up: a layer is let go as soon as it has been copied.
-    """
-    joined = caches[0]
-    for at in range(len(joined.layers)):
-        joined.layers[at] = _RoomyLayer([cache.layers[at] for cache in caches], rows, room, skipped)
-        for cache in caches[1:]:
-            cache.layers[at] = None
-    return joined
 
 
 def _window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -3,7 +3,8 @@
 A function of ours stands in transformers' attention registry. While `attending` is open, each row's cache holds only
 what comes after the beginning; the function computes one softmax over both, so that nothing is approximated.
 
-Letters in shapes: R rows, H heads, G heads of keys and values, N keys of a row, P keys of the beginning.
+Letters in shapes: R rows, Q new tokens of each, H heads, G heads of keys and values, N keys of a row, P keys of the
+beginning.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _BEGINNING = "_mcbench_beginning"
 
 @contextmanager
 def attending(model: nn.Module, beginning: Sequence[tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """While open, single new tokens also attend to the beginning: keys and values [1, G, P, .] of each layer.
+    """While open, new tokens also attend to the beginning: keys and values [1, G, P, .] of each layer.
 
     Raises BadInput for a model that runs another attention implementation than sdpa.
     """
@@ -51,32 +52,33 @@ def attending(model: nn.Module, beginning: Sequence[tuple[Tensor, Tensor]]) -> I
 def attention_forward(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """The function in transformers' registry: query [R, H, 1, .], key and value [R, G, N, .], mask [R, 1, 1, N].
+    """The function in transformers' registry: query [R, H, Q, .], key and value [R, G, N, .], mask [R, 1, Q, N].
 
     Raises BadInput for a call that it does not understand.
     """
     beginning: tuple[Tensor, Tensor] | None = module.__dict__.get(_BEGINNING)
-    if beginning is None or query.shape[2] != 1 or options.get("position_bias") is not None:
+    rows, heads, new, width = query.shape
+    if beginning is None or (new > 1 and attention_mask is None) or options.get("position_bias") is not None:
         raise BadInput(f"{type(module).__name__} attends in a way that knows no shared beginning")
     keys, values = (states[0] for states in beginning)  # [G, P, .]
-    rows, heads, _, width = query.shape
     groups = key.shape[1]
     if (keys.shape[0], keys.shape[2], values.shape[2]) != (groups, width, value.shape[3]):
         raise BadInput(f"{type(module).__name__} changes what its cache holds before it attends to it")
     scaling = options.get("scaling")
-    asked = query.reshape(rows, groups, heads // groups, width) * (width**-0.5 if scaling is None else scaling)
-    before = (_by_group(asked) @ keys.transpose(1, 2)).float()  # [G, R * H / G, P]
-    after = (asked @ key.transpose(2, 3)).float()  # [R, G, H / G, N]
+    asked = query.reshape(rows, groups, heads // groups * new, width) * (width**-0.5 if scaling is None else scaling)
+    before = (_by_group(asked) @ keys.transpose(1, 2)).float()  # [G, R * H / G * Q, P]
+    after = (asked @ key.transpose(2, 3)).float()  # [R, G, H / G * Q, N]
     if attention_mask is not None:
-        hidden = attention_mask.dtype == torch.bool
-        after = after.masked_fill_(~attention_mask, float("-inf")) if hidden else after + attention_mask
+        apart, seen = after.unflatten(2, (-1, new)), attention_mask[:, :, None]  # [R, G, H / G, Q, N]
+        apart.masked_fill_(~seen, float("-inf")) if seen.dtype == torch.bool else apart.add_(seen)
     # one softmax over both, each part left in the order in which its product needs it
     greatest = torch.maximum(_by_row(before.amax(-1, keepdim=True), rows), after.amax(-1, keepdim=True))
     before = before.sub_(_by_group(greatest)).exp_()
     after = after.sub_(greatest).exp_()
     total = _by_row(before.sum(-1, keepdim=True), rows) + after.sum(-1, keepdim=True)
     output = _by_row(before.to(value.dtype) @ values, rows) + after.to(value.dtype) @ value
-    return (output / total).to(value.dtype).reshape(rows, 1, heads, -1), None
+    output = (output / total).to(value.dtype).reshape(rows, heads, new, -1)
+    return output.transpose(1, 2), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, attention_forward)
@@ -84,11 +86,11 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, sdpa_mask)
 
 
 def _by_group(states: Tensor) -> Tensor:
-    """[G, R * H / G, .] of [R, G, H / G, .]: the rows side by side, as all of them meet the same keys."""
+    """[G, R * H / G * Q, .] of [R, G, H / G * Q, .]: the rows side by side, as all of them meet the same keys."""
     return states.transpose(0, 1).reshape(states.shape[1], -1, states.shape[-1])
 
 
 def _by_row(states: Tensor, rows: int) -> Tensor:
-    """[R, G, H / G, .] of [G, R * H / G, .]."""
+    """[R, G, H / G * Q, .] of [G, R * H / G * Q, .]."""
     apart: Tensor = states.unflatten(1, (rows, -1))
     return apart.transpose(0, 1)

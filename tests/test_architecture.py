@@ -54,6 +54,8 @@ ORDER = (
     "sandbox",
     "prefixes",
     "trunk",
+    "caches",
+    "drafts",
     "evaluation",
     "uncertainty",
     "task",

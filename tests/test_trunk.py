@@ -13,17 +13,18 @@ from mcbench.trunk import IMPLEMENTATION, attending, attention_forward
 SHARED = "the same few examples stand before each question of this task "
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("new", "masked"), [(1, False), (1, True), (3, True)])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_it_is_the_attention_to_a_copy_in_every_row(groups: int, masked: bool) -> None:
+def test_it_is_the_attention_to_a_copy_in_every_row(groups: int, new: int, masked: bool) -> None:
     torch.manual_seed(0)
     rows, heads, length, own, width = 3, 4, 7, 5, 8
     beginning = torch.randn(1, groups, length, width), torch.randn(1, groups, length, width + 2)
     key, value = torch.randn(rows, groups, own, width), torch.randn(rows, groups, own, width + 2)
-    query = torch.randn(rows, heads, 1, width)
-    mask = torch.ones(rows, 1, 1, own, dtype=torch.bool)
+    query = torch.randn(rows, heads, new, width)
+    mask = torch.ones(rows, 1, new, own, dtype=torch.bool)
     if masked:
         mask[1, ..., :3] = mask[2, ..., :1] = False
+        mask[..., own - new + 1 :] = torch.ones(new, new - 1, dtype=torch.bool).tril(-1)
     module = torch.nn.Module()
     module.__dict__["layer_idx"] = 0
     module.__dict__["_mcbench_beginning"] = beginning
@@ -31,7 +32,7 @@ def test_it_is_the_attention_to_a_copy_in_every_row(groups: int, masked: bool) -
         torch.cat([first.expand(rows, -1, -1, -1), states], dim=2).repeat_interleave(heads // groups, dim=1)
         for first, states in zip(beginning, (key, value), strict=True)
     )
-    seen = torch.cat([mask.new_ones(rows, 1, 1, length), mask], dim=-1)
+    seen = torch.cat([mask.new_ones(rows, 1, new, length), mask], dim=-1)
     expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=0.3)
     forms = [mask, torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))] + ([] if masked else [None])
     for form in forms:
@@ -61,7 +62,7 @@ def test_another_attention_keeps_copies() -> None:
         pass
 
 
-def test_what_is_no_single_new_token_is_refused() -> None:
+def test_several_new_tokens_without_a_mask_are_refused() -> None:
     model = tiny_transformer("mixtral")
     states = torch.zeros(1, 1, 2, 4)
     with pytest.raises(BadInput, match="knows no shared beginning"), attending(model, [(states, states)] * 8):
