@@ -3,11 +3,12 @@
     MCBENCH_DATA=DIR python benchmarks/evaluation.py --out benchmarks/results/evaluation.json
 
 Both backends answer the same requests of lm-eval's own task definitions on the same model in the same process.
-lm-eval's backend first tries every experts implementation and batch size on a part of the requests, both precisions on
-all of them, and then runs with the fastest; ours tries both precisions and keeps its other defaults. Then they take
-turns; a time is the median of the repeats. Answers are compared in fp32. Processor time is given too, for machines that
-do other work. Tokens are those that the model's forward calls were given, padding included. Where texts are written,
-ours is also timed without guesses: how many come true depends on how much the texts repeat themselves.
+lm-eval's backend first tries every experts implementation and batch size on a part of the requests, both precisions and
+the larger batches on all of them, and then runs with the fastest; ours tries both precisions and keeps its other
+defaults. Then they take turns; a time is the median of the repeats. Answers are compared in fp32. Processor time is
+given too, for machines that do other work. Tokens are those that the model's forward calls were given, padding
+included. Where texts are written, ours is also timed without guesses: how many come true depends on how much the texts
+repeat themselves.
 """
 
 from __future__ import annotations
@@ -174,9 +175,9 @@ class Theirs:
     def fastest(self, requests: Sequence[Any]) -> dict[str, Any]:
         """The setting that answers the requests in the least time.
 
-        First the experts and the precision on few requests, then the batch size on a part, then the precision once more
-        on all. Where a way is hopeless on a single
-        request (`batched_mm` copies an expert's weights for every token), it is left out.
+        First the experts and the precision on few requests, then the batch size on a part, then on all the precision
+        once more with that size and with larger ones, which a part may be too small to tell apart. Where a way is
+        hopeless on a single request (`batched_mm` copies an expert's weights for every token), it is left out.
         """
         part = part_of(requests)
         rows = [list(group) for _, group in itertools.groupby(part, key=lambda request: request.metadata[1])]
@@ -185,9 +186,10 @@ class Theirs:
         first = [self.seconds(setting, few[:1]) for setting in ways]
         ways = [setting for setting, taken in zip(ways, first, strict=True) if taken <= HOPELESS * min(first)]
         way = min(ways, key=lambda setting: self.seconds(setting, few))
-        sizes = [{**way, "batch_size": size} for size in BATCH_SIZES]
-        best = min(sizes, key=lambda setting: self.seconds(setting, part))
-        return min(({**best, "precision": p} for p in PRECISIONS), key=lambda setting: self.seconds(setting, requests))
+        best = min(BATCH_SIZES, key=lambda size: self.seconds({**way, "batch_size": size}, part))
+        last = itertools.product(PRECISIONS, [size for size in BATCH_SIZES if size >= best])
+        candidates = [{**way, "precision": precision, "batch_size": size} for precision, size in last]
+        return min(candidates, key=lambda setting: self.seconds(setting, requests))
 
     def seconds(self, setting: dict[str, Any], requests: Sequence[Any]) -> float:
         """How long the better of two runs takes; forever where the setting does not work."""
