@@ -29,7 +29,7 @@ from mcbench.drafts import LONGEST, Drafts, confirmed
 from mcbench.errors import BadInput, CheckFailed
 from mcbench.prefixes import Node, Sharing, plan
 from mcbench.progress import inner
-from mcbench.trunk import SUPPORTED, attending
+from mcbench.trunk import IMPLEMENTATION, SUPPORTED, attending
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -254,8 +254,10 @@ class LanguageModel:
         self.sharing: Sharing = "trie" if self._keeps_all else "one level"
         if not (prefix_sharing and self._selects_rows):
             self.sharing = "none"
+        self._own_masks = False
         self._holds_once = self.sharing == "trie" and self._probe_trunk()
-        self.drafts = drafts and causal and self._keeps_all and self._probe_drafts()
+        self._own_masks = self._keeps_all and self._probe_masks()
+        self.drafts = drafts and causal and self._own_masks
         self.check_difference = self._self_check() if check else None
 
     # -- what it is
@@ -822,7 +824,12 @@ class LanguageModel:
         cache: Any = None,
         use_cache: bool = False,
     ) -> Any:
-        """The model's output; logits of the last `keep` positions (0: all)."""
+        """The model's output; logits of the last `keep` positions (0: all).
+
+        The mask is [rows, tokens with those in the cache], or [rows, 1, tokens, tokens with those in the cache].
+        """
+        if mask is not None and self._own_masks and self._attention() in (SUPPORTED, IMPLEMENTATION):
+            mask = _additive(mask, ids.shape[1], self.model.dtype)
         arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": use_cache or cache is not None}
         if cache is not None:
             arguments["past_key_values"] = cache
@@ -834,6 +841,10 @@ class LanguageModel:
         if keep:
             out.logits = out.logits[:, -keep:]
         return out
+
+    def _attention(self) -> str:
+        """The name of the attention implementation."""
+        return str(self.model.config.get_text_config()._attn_implementation)
 
     def _probe_cache(self) -> tuple[bool, bool]:
         """Whether rows of the model's cache can be copied and dropped, and whether it keeps every token as it came.
@@ -852,8 +863,9 @@ class LanguageModel:
         self._holds_once = True
         return self._probe_writing([(1, 1), (1, 1)], apart=False)
 
-    def _probe_drafts(self) -> bool:
-        """Whether rows can read several new tokens at once, of which not all stay."""
+    def _probe_masks(self) -> bool:
+        """Whether the model lets itself be told what each token sees, as rows with guesses that do not stay need it."""
+        self._own_masks = True
         return self._probe_writing([(2, 1), (1, 2)], apart=True)
 
     def _probe_writing(self, steps: Sequence[tuple[int, int]], *, apart: bool) -> bool:
@@ -861,9 +873,7 @@ class LanguageModel:
 
         A model that attends in a way of its own is found by that.
         """
-        if "position_ids" not in self._accepts or self.model.config.get_text_config()._attn_implementation != SUPPORTED:
-            return False
-        if self.window < 9:
+        if "position_ids" not in self._accepts or self._attention() != SUPPORTED or self.window < 9:
             return False
         random = np.random.default_rng(0)
         vocabulary = min(int(self.model.config.get_text_config().vocab_size), len(self.tokenizer))
@@ -1069,6 +1079,17 @@ def _joined_mask(before: Tensor | None, rows: Tensor, width: int, own: Tensor | 
         return None
     cached = before[rows] if before is not None else ids.new_ones(len(ids), width)
     return torch.cat([cached, own if own is not None else torch.ones_like(ids)], dim=1)
+
+
+def _additive(mask: Tensor, new: int, dtype: torch.dtype) -> Tensor:
+    """[rows, 1, new, tokens] of what is added to the scores of attention: made once, not anew in every layer.
+
+    The least number stands for infinity, as padding that sees nothing would be no number with that.
+    """
+    if mask.ndim == 2:
+        place = torch.arange(mask.shape[1], device=mask.device)
+        mask = (mask.bool()[:, None] & (place <= place[-new:, None]))[:, None]
+    return torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
 
 
 def _chunks(

@@ -28,6 +28,7 @@ MARKDOWN, CSV, LATEX, HTML = "README.md", "leaderboard.csv", "leaderboard.tex", 
 SPEED_CSV = "speed.csv"  # only where there are profiles
 NOTES = "notes.md"
 ASKED = "§"  # after a score
+PAGE = 40  # rows of a table that a printed page holds
 CLEAR_ERRORS = 2  # standard errors beyond which a paired difference is marked
 SAME_BASELINE = 1e-3  # relative: two machines may differ that much in the score of the same uncompressed model
 BITS = ("asked", "experts", "label", "whole model", "stored")
@@ -523,22 +524,24 @@ def _scaled(result: Result, shown: str, value: float | None, error: float | None
 
 
 def _latex(tables: Sequence[Table]) -> str:
+    lines = ["% made from records by `mcbench leaderboard`; needs \\usepackage{booktabs,longtable}"]
+    for table in tables:
+        lines += ["", f"% {_title(table)}: {'; '.join(_facts(table))}", _tabular(_heads(table), _rows(table))]
+        for speed in _speeds(table):
+            lines += ["", f"% {speed.shape} on {speed.machine}", _tabular(speed.HEADS, speed.lines())]
+    return "\n".join(lines) + "\n"
+
+
+def _tabular(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A LaTeX table; one that no page holds goes on over several, with its heads on each."""
     from tabulate import tabulate
 
-    lines = ["% made from records by `mcbench leaderboard`; needs \\usepackage{booktabs}"]
-    for table in tables:
-        heads = _heads(table)
-        align = ["left"] + ["right"] * (len(heads) - 1)
-        written = tabulate(_rows(table), heads, tablefmt="latex_booktabs", disable_numparse=True, colalign=align)
-        facts = "; ".join(_facts(table))
-        lines += ["", f"% {_title(table)}: {facts}", str(written).replace("±", "$\\pm$")]
-        for speed in _speeds(table):
-            align = ["left"] + ["right"] * (len(speed.HEADS) - 1)
-            written = tabulate(
-                speed.lines(), speed.HEADS, tablefmt="latex_booktabs", disable_numparse=True, colalign=align
-            )
-            lines += ["", f"% {speed.shape} on {speed.machine}", str(written).replace("÷", "$\\div$")]
-    return "\n".join(lines) + "\n"
+    align = ["left"] + ["right"] * (len(heads) - 1)
+    written = str(tabulate(rows, heads, tablefmt="latex_booktabs", disable_numparse=True, colalign=align))
+    written = written.replace("±", "$\\pm$").replace("÷", "$\\div$")
+    if len(rows) <= PAGE:
+        return written
+    return written.replace("{tabular}", "{longtable}").replace("\\midrule", "\\midrule\n\\endhead", 1)
 
 
 def _csv(tables: Sequence[Table]) -> str:

@@ -23,6 +23,9 @@ from mcbench.errors import BadInput
 IMPLEMENTATION = "mcbench_trunk"  # the name under which our function stands in the registry
 SUPPORTED = "sdpa"  # it has neither sinks nor caps, so one softmax over both parts is all there is to it
 
+# exp of it is nothing beside 1, and yet a normal number: processors take many times as long for those below
+NOTHING = -80.0
+
 _BEGINNING = "_mcbench_beginning"
 
 
@@ -73,8 +76,8 @@ def attention_forward(
         apart.masked_fill_(~seen, float("-inf")) if seen.dtype == torch.bool else apart.add_(seen)
     # one softmax over both, each part left in the order in which its product needs it
     greatest = torch.maximum(_by_row(before.amax(-1, keepdim=True), rows), after.amax(-1, keepdim=True))
-    before = before.sub_(_by_group(greatest)).exp_()
-    after = after.sub_(greatest).exp_()
+    before = before.sub_(_by_group(greatest)).clamp_(min=NOTHING).exp_()
+    after = after.sub_(greatest).clamp_(min=NOTHING).exp_()
     total = _by_row(before.sum(-1, keepdim=True), rows) + after.sum(-1, keepdim=True)
     output = _by_row(before.to(value.dtype) @ values, rows) + after.to(value.dtype) @ value
     output = (output / total).to(value.dtype).reshape(rows, heads, new, -1)

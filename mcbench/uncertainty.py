@@ -16,7 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-REPEATS = 10_000  # of a bootstrap or a randomisation test
+REPEATS = 10_000  # of a bootstrap
+STEPS, STEPS_EACH = 2**14, 64  # what the differences of a randomisation test are rounded to: steps in all, at least
+LEAST = 1e-10  # the smallest p-value of a randomisation test
 FEWEST_CLUSTERS = 5  # with fewer, spread between clusters says too little to draw from
 CHUNK = 2_000_000  # numbers drawn at a time
 
@@ -211,24 +213,37 @@ def mcnemar(lost: int, gained: int) -> float:
     return min(1.0, 2 * sum(math.comb(flips, k) for k in range(fewer + 1)) / (1 << flips))
 
 
-def sign_flip_test(differences: Sequence[float] | Numbers, *, seed: int = 0) -> float:
+def sign_flip_test(differences: Sequence[float] | Numbers) -> float:
     """How often the sum over [clusters] is as far from zero when the sign of each is drawn: a randomisation test.
 
-    Where every difference is -1, 0 or 1 it is McNemar's test, drawn instead of counted.
+    Counted over all signs, not drawn: the differences are rounded to steps, STEPS or more of them in all, and their
+    distributions convolved. Where every difference is -1, 0 or 1 nothing is rounded, and it is McNemar's test. No less
+    than what the convolution can tell from nothing, LEAST.
     """
     values = np.asarray(differences, dtype=float)
     values = values[values != 0]
     if not len(values):
         return 1.0
-    observed = abs(float(values.sum())) * (1 - 1e-12)
-    generator = np.random.default_rng(seed)
-    at_once = max(1, CHUNK // len(values))
-    as_far = 0
-    for first in range(0, REPEATS - 1, at_once):
-        repeats = min(at_once, REPEATS - 1 - first)
-        signs = generator.integers(0, 2, size=(repeats, len(values)), dtype=np.int8) * 2 - 1
-        as_far += int((np.abs(signs @ values) >= observed).sum())
-    return (1 + as_far) / REPEATS
+    most = max(STEPS, STEPS_EACH * len(values))
+    steps, total = np.abs(values), float(np.abs(values).sum())
+    if total > most or (steps != np.rint(steps)).any():
+        steps = steps * (most / total)
+    steps = np.rint(steps).astype(np.int64)
+    observed = abs(int((np.sign(values).astype(np.int64) * steps).sum()))
+    # shares[n]: how likely the positive ones make up n steps
+    shares: list[Numbers] = [np.bincount([0, step], weights=[0.5, 0.5]).astype(float) for step in steps if step]
+    while len(shares) > 1:
+        shares = [_convolved(shares[at : at + 2]) for at in range(0, len(shares), 2)]
+    sums = 2 * np.arange(len(shares[0])) - int(steps.sum())
+    return min(1.0, max(LEAST, float(shares[0][np.abs(sums) >= observed].sum())))
+
+
+def _convolved(shares: Sequence[Numbers]) -> Numbers:
+    """The distribution of a sum of one or two independent whole numbers."""
+    length = sum(map(len, shares)) - len(shares) + 1
+    size = 1 << (length - 1).bit_length()
+    product = np.prod([np.fft.rfft(share, size) for share in shares], axis=0)
+    return np.asarray(np.fft.irfft(product, size)[:length]).clip(min=0.0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from statsmodels.stats.multitest import multipletests
 
 from mcbench import uncertainty
 from mcbench.uncertainty import (
+    LEAST,
     Evidence,
     Interval,
     block_length,
@@ -95,21 +97,42 @@ def test_a_bootstrap_of_rare_flips_covers_far_less_which_is_why_it_is_not_used_f
     assert score > 0.95
 
 
-def test_sign_flips_are_mcnemar_where_every_cluster_is_one_answer() -> None:
-    deltas = [-1.0] * 14 + [1.0] * 4 + [0.0] * 60
-    assert sign_flip_test(deltas) == pytest.approx(mcnemar(14, 4), abs=0.005)
+@pytest.mark.parametrize(("lost", "gained"), [(14, 4), (1, 0), (3, 3), (60, 11), (400, 310)])
+def test_sign_flips_are_mcnemar_where_every_cluster_is_one_answer(lost: int, gained: int) -> None:
+    deltas = [-1.0] * lost + [1.0] * gained + [0.0] * 60
+    assert sign_flip_test(deltas) == pytest.approx(mcnemar(lost, gained), rel=1e-6)
 
 
-def test_sign_flips_are_those_of_scipy() -> None:
-    values = np.random.default_rng(3).normal(0.4, 1, 12)
+@pytest.mark.parametrize("mean", [0.0, 0.4, 1.5])
+def test_sign_flips_are_those_of_scipy(mean: float) -> None:
+    values = np.random.default_rng(3).normal(mean, 1, 12)
     brute = stats.permutation_test((values,), np.sum, permutation_type="samples", n_resamples=np.inf)
-    assert sign_flip_test(values) == pytest.approx(float(brute.pvalue), abs=0.015)
-    assert sign_flip_test([]) == sign_flip_test([0.0, 0.0]) == 1
+    assert sign_flip_test(values) == pytest.approx(float(brute.pvalue), abs=1e-3)
+    assert sign_flip_test(-values) == sign_flip_test(values * 1e-9) == sign_flip_test(values)
 
 
-def test_a_randomisation_test_rejects_no_more_often_than_it_says(few_repeats: None) -> None:
+def test_sign_flips_of_nothing_say_nothing() -> None:
+    assert sign_flip_test([]) == sign_flip_test([0.0, 0.0]) == sign_flip_test([2.5]) == 1
+
+
+def test_a_difference_far_from_zero_has_a_p_value_that_a_correction_for_many_leaves_small() -> None:
+    values = np.random.default_rng(0).normal(0.5, 1, 300)
+    deviations = values.sum() / math.sqrt((values**2).sum())  # about 8: draws would have to be 10^15
+    assert sign_flip_test(values) == pytest.approx(2 * NormalDist().cdf(-abs(deviations)), rel=0.2)
+    assert sign_flip_test(np.abs(values)) == LEAST
+
+
+def test_rounding_moves_a_p_value_little_however_many_differences_there_are() -> None:
+    generator = np.random.default_rng(1)
+    for n in (50, 500, 3000):
+        values = generator.standard_t(4, n) + 2.5 * math.sqrt(2) / math.sqrt(n)
+        deviations = values.sum() / math.sqrt((values**2).sum())
+        assert sign_flip_test(values) == pytest.approx(2 * NormalDist().cdf(-abs(deviations)), rel=0.15)
+
+
+def test_a_randomisation_test_rejects_no_more_often_than_it_says() -> None:
     generator = np.random.default_rng(0)
-    p = [sign_flip_test(generator.standard_t(3, 15), seed=run) for run in range(800)]
+    p = [sign_flip_test(generator.standard_t(3, 15)) for _ in range(800)]
     assert np.mean(np.array(p) <= 0.05) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 800)
 
 
