@@ -3,11 +3,11 @@
     MCBENCH_DATA=DIR python benchmarks/evaluation.py --out benchmarks/results/evaluation.json
 
 Both backends answer the same requests of lm-eval's own task definitions on the same model in the same process.
-lm-eval's backend first tries every experts implementation and batch size on a part of the requests, both precisions and
-the larger batches on all of them, and then runs with the fastest; ours tries both precisions and keeps its other
-defaults. Then they take turns, always in the same order, so that each finds the caches as the other has left them: the
-second of two runs of one backend would find the kernels that were made for its shapes in the first, which a user who
-asks each question once does not. A time is the median of the repeats. Answers are compared in fp32. Processor time is
+lm-eval's backend first tries every experts implementation, precision and batch size on a part of the requests, the
+faster ones on all of them, and then runs with the fastest; ours tries both precisions and keeps its other defaults.
+Then they take turns. Before each run, the kernels that torch keeps for shapes met before are pushed out: a user asks
+each question once and meets most shapes for the first time, and which run of which backend would find its own was an
+accident of their order. A time is the median of the repeats. Answers are compared in fp32. Processor time is
 given too, for machines that do other work. Tokens are those that the model's forward calls were given, padding
 included. Where texts are written, ours is also timed without guesses: how many come true depends on how much the texts
 repeat themselves.
@@ -25,7 +25,7 @@ import logging
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,7 +41,8 @@ from mcbench.items import RowItem
 from mcbench.model import load_model
 from mcbench.task import items_of
 
-S = TypeVar("S")
+Way = tuple[str, str, int]  # experts, precision, batch size
+K = TypeVar("K", bound=Hashable)
 
 # how many rows of each task: enough for a stable time on two cores, and whole subjects where examples are shared
 COUNTS = {
@@ -59,7 +60,7 @@ COUNTS = {
 }
 PILOT = 0.15  # the share of the requests with which the fastest setting is found
 HOPELESS = 3  # times slower than the best on one request
-FEW = 3  # rows with which the experts implementation and the precision are chosen
+NEAR = 1.5  # times slower than the best on a part of the requests: those are tried on all
 EXPERTS = ("eager", "batched_mm", "grouped_mm")
 PRECISIONS = ("float32", "bfloat16")
 PLAIN = "ours, no guesses"  # the name of our backend where it writes one token after another
@@ -104,7 +105,9 @@ def main() -> None:
     for name in options.tasks.split(","):
         count = max(2, round(COUNTS[name] * options.scale))
         requests = requests_of(name, count)
-        found = compare(ours, ours.fastest(requests), theirs, theirs.fastest(requests), requests, options.repeats)
+        setting = theirs.fastest(requests)
+        precision = ours.fastest(requests, theirs.backend(setting))
+        found = compare(ours, precision, theirs, setting, requests, options.repeats)
         record[name] = {"rows": count, "requests": len(requests), **found}
         new = [row(name, record[name])]
         if PLAIN in found:
@@ -145,11 +148,12 @@ class Ours:
         """The one in fp32."""
         return self.backends["float32"]
 
-    def fastest(self, requests: Sequence[Any]) -> str:
-        """The precision that answers all requests in the least time, the better of two runs by turns."""
-        return min_by_turns(
-            list(self.backends), lambda name: timed(lambda: answers(HarnessLM(self.backends[name]), requests))[0]
-        )
+    def fastest(self, requests: Sequence[Any], other: Any) -> str:
+        """The precision that answers all requests in the least time, by turns with the other backend."""
+        backends: dict[str, Any] = {name: HarnessLM(lm) for name, lm in self.backends.items()}
+        backends["other"] = other
+        least = by_turns(list(backends), lambda name: timed(lambda: answers(backends[name], requests))[0])
+        return min(self.backends, key=least.__getitem__)
 
 
 def part_of(requests: Sequence[Any]) -> list[Any]:
@@ -176,38 +180,37 @@ class Theirs:
         )
 
     def fastest(self, requests: Sequence[Any]) -> dict[str, Any]:
-        """The setting that answers the requests in the least time.
+        """The setting that answers the requests in the least time, of all that are not far slower on a part of them.
 
-        First the experts and the precision on few requests, then the batch size on a part, then on all the precision
-        once more with that size and with larger ones, which a part may be too small to tell apart. Where a way is
-        hopeless on a single request (`batched_mm` copies an expert's weights for every token), it is left out.
+        Where a way is hopeless on a single request (`batched_mm` copies an expert's weights for every token), it is
+        left out at once.
         """
         part = part_of(requests)
-        rows = [list(group) for _, group in itertools.groupby(part, key=lambda request: request.metadata[1])]
-        few = [request for row in rows[:: max(1, len(rows) // FEW)] for request in row]
-        ways = [{"experts": e, "precision": p, "batch_size": 1} for e in EXPERTS for p in PRECISIONS]
-        first = [min(self.seconds(setting, few[:1]) for _ in range(2)) for setting in ways]
-        ways = [setting for setting, taken in zip(ways, first, strict=True) if taken <= HOPELESS * min(first)]
-        way = min_by_turns(ways, lambda setting: self.seconds(setting, few))
-        best = min_by_turns(BATCH_SIZES, lambda size: self.seconds({**way, "batch_size": size}, part))
-        last = itertools.product(PRECISIONS, [size for size in BATCH_SIZES if size >= best])
-        candidates = [{**way, "precision": precision, "batch_size": size} for precision, size in last]
-        return min_by_turns(candidates, lambda setting: self.seconds(setting, requests))
+        ways = by_turns(list(itertools.product(EXPERTS, PRECISIONS, [1])), lambda way: self.seconds(way, part[:1]))
+        hopeful = [way[:2] for way, taken in ways.items() if taken <= HOPELESS * min(ways.values())]
+        tried = by_turns([(*way, size) for way in hopeful for size in BATCH_SIZES], lambda way: self.seconds(way, part))
+        near = [way for way, taken in tried.items() if taken <= NEAR * min(tried.values())]
+        taken = by_turns(near, lambda way: self.seconds(way, requests))
+        return named(min(taken, key=taken.__getitem__))
 
-    def seconds(self, setting: dict[str, Any], requests: Sequence[Any]) -> float:
+    def seconds(self, way: Way, requests: Sequence[Any]) -> float:
         """How long a run takes; forever where the setting does not work."""
         try:
-            backend = self.backend(setting)
+            backend = self.backend(named(way))
             return timed(lambda: answers(backend, requests))[0]
         except (RuntimeError, NotImplementedError, ValueError):
             return float("inf")
 
 
-def min_by_turns(settings: Sequence[S], seconds: Callable[[S], float]) -> S:
-    """The setting that takes the least time, each the better of two runs that have the others' runs between them."""
-    turns = [[seconds(setting) for setting in settings] for _ in range(2)]
-    least = [min(taken) for taken in zip(*turns, strict=True)]
-    return settings[least.index(min(least))]
+def named(way: Way) -> dict[str, Any]:
+    """A setting of lm-eval's backend."""
+    return dict(zip(("experts", "precision", "batch_size"), way, strict=True))
+
+
+def by_turns(names: Sequence[K], seconds: Callable[[K], float]) -> dict[K, float]:
+    """How long each takes: the better of two runs that have those of the others between them."""
+    turns = [{name: seconds(name) for name in names} for _ in range(2)]
+    return {name: min(turn[name] for turn in turns) for name in names}
 
 
 def answers(backend: Any, requests: Sequence[Any]) -> list[Any]:
@@ -226,7 +229,7 @@ def compare(
     backends = {"lm-eval": theirs.backend(setting), "ours": HarnessLM(chosen)}
     models = {"lm-eval": theirs.models[setting["precision"]], "ours": chosen.model}
     if requests[0].request_type == "generate_until":
-        plain = LanguageModel(chosen.model, chosen.tokenizer, drafts=False)
+        plain = LanguageModel(chosen.model, chosen.tokenizer, shortcuts=False)
         settings[PLAIN], backends[PLAIN], models[PLAIN] = plain.settings(), HarnessLM(plain), chosen.model
     seconds: dict[str, list[float]] = {name: [] for name in backends}
     processor: dict[str, list[float]] = {name: [] for name in backends}
@@ -234,9 +237,7 @@ def compare(
     for turn in range(repeats + 1):  # the first warms up and is not counted
         for name in backends:
             with counted(models[name]) as count:
-                before = time.process_time()
-                taken, said[name] = timed(lambda name=name: answers(backends[name], requests))  # type: ignore[misc]
-                used = time.process_time() - before
+                taken, used, said[name] = timed(lambda name=name: answers(backends[name], requests))  # type: ignore[misc]
             tokens[name] = sum(count)
             if turn:
                 seconds[name].append(taken)
@@ -279,11 +280,20 @@ def row(name: str, found: dict[str, Any]) -> list[Any]:
     ]
 
 
-def timed(function: Callable[[], list[Any]]) -> tuple[float, list[Any]]:
-    """Seconds, and what the call returns."""
-    started = time.perf_counter()
+@torch.inference_mode()
+def forget_kernels() -> None:
+    """Fills oneDNN's cache, which holds 1024 kernels, with others; others than those are not kept between calls."""
+    weight = torch.zeros(8, 8, dtype=torch.bfloat16)
+    for rows in range(1, 1200):
+        torch.nn.functional.linear(torch.zeros(rows, 8, dtype=torch.bfloat16), weight)
+
+
+def timed(function: Callable[[], list[Any]]) -> tuple[float, float, list[Any]]:
+    """Seconds by the clock and of the processor, and what the call returns."""
+    forget_kernels()
+    started, used = time.perf_counter(), time.process_time()
     result = function()
-    return time.perf_counter() - started, result
+    return time.perf_counter() - started, time.process_time() - used, result
 
 
 @contextlib.contextmanager

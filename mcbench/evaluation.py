@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mcbench.caches import joined_cache, rows_of_cache, widened
 from mcbench.drafts import LONGEST, Drafts, confirmed
 from mcbench.errors import BadInput, CheckFailed
+from mcbench.lastlayer import last_layer, only_last
 from mcbench.prefixes import Node, Sharing, plan
 from mcbench.progress import inner
 from mcbench.trunk import IMPLEMENTATION, SUPPORTED, attending
@@ -217,8 +218,9 @@ class LanguageModel:
     `tokens_per_batch` bounds the padded tokens of one forward. `prefix_sharing=False` computes every context anew, for
     models whose routing looks at later tokens; where rows of a model's cache cannot be copied, that is done anyway.
     `causal=False` says that it does: then text written with a cache differs from a forward over the finished text, and
-    the check at the start leaves writing out. `drafts=False` writes greedy texts one token after another: for whoever
-    counts what the model does for a token, as guesses that do not come true are computed as well.
+    the check at the start leaves writing out. `shortcuts=False` takes every token once through every layer: for whoever
+    counts or changes what the model does for a token. Otherwise greedy texts are written with guesses, which are
+    computed as well where they do not come true, and the last layer is left out where nobody reads what it makes.
 
     Raises BadInput for a model without tokenizer, CheckFailed where the fast path and a plain forward of the same
     model differ by more than `tolerance` (nats per token; in 16 bits a rounded router may choose other experts).
@@ -233,7 +235,7 @@ class LanguageModel:
         tokens_per_batch: int = 8192,
         prefix_sharing: bool = True,
         causal: bool = True,
-        drafts: bool = True,
+        shortcuts: bool = True,
         check: bool = True,
     ) -> None:
         if tokenizer is None:
@@ -250,14 +252,15 @@ class LanguageModel:
         self._causal = causal
         self._cut: tuple[object, list[tuple[int, _Request]]] | None = None
         self._accepts = set(inspect.signature(model.forward).parameters)
+        self._own_masks, self._last = False, None
         self._selects_rows, self._keeps_all = self._probe_cache()
         self.sharing: Sharing = "trie" if self._keeps_all else "one level"
         if not (prefix_sharing and self._selects_rows):
             self.sharing = "none"
-        self._own_masks = False
         self._holds_once = self.sharing == "trie" and self._probe_trunk()
         self._own_masks = self._keeps_all and self._probe_masks()
-        self.drafts = drafts and causal and self._own_masks
+        self.drafts = shortcuts and causal and self._own_masks
+        self._last = self._probe_last() if shortcuts and causal else None
         self.check_difference = self._self_check() if check else None
 
     # -- what it is
@@ -476,14 +479,22 @@ class LanguageModel:
         with inner("tokens", len(texts)) as step:
             for start in range(0, len(texts), TEXTS_AT_A_TIME):
                 part = list(texts[start : start + TEXTS_AT_A_TIME])
-                ids = self.tokenizer(part, add_special_tokens=special, return_attention_mask=False, verbose=False)
-                rows += [list(row) for row in ids["input_ids"]]
+                rows += self._ids(part, special)
                 for _ in part:
                     step()
         plain = [i for i, text in enumerate(texts) if special and bos and text.startswith(bos)]
         for i in plain:
             rows[i] = list(self.tokenizer.encode(texts[i], add_special_tokens=False))
         return rows
+
+    def _ids(self, texts: list[str], special: bool) -> list[list[int]]:
+        if self._usual_tokenizer("__call__", "_encode_plus"):
+            backend = self.tokenizer.backend_tokenizer
+            plain = backend.truncation is None and backend.padding is None
+            if plain and backend.encode_special_tokens == self.tokenizer.split_special_tokens:  # without their places
+                return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=special)]
+        ids = self.tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)
+        return [list(row) for row in ids["input_ids"]]
 
     def _prefix(self) -> int:
         """The token that stands before a text without context: BOS, else EOS."""
@@ -781,16 +792,14 @@ class LanguageModel:
         if not rows:
             return []
         ids = [list(row) for row in rows]
-        if self._decodes_at_once:
+        if self._usual_tokenizer("batch_decode", "decode", "_decode"):  # which decode one row after the other
             return list(self.tokenizer.backend_tokenizer.decode_batch(ids, skip_special_tokens=True))
         return list(self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    @functools.cached_property
-    def _decodes_at_once(self) -> bool:
-        """Whether transformers would ask the library behind the tokenizer for one row after the other."""
+    def _usual_tokenizer(self, *names: str) -> bool:
+        """Whether methods are transformers' own, so that the library behind the tokenizer may be asked directly."""
         from transformers import PreTrainedTokenizerFast
 
-        names = ("batch_decode", "decode", "_decode")
         kind, usual = type(self.tokenizer), PreTrainedTokenizerFast
         return issubclass(kind, usual) and all(getattr(kind, n, None) is getattr(usual, n, None) for n in names)
 
@@ -837,7 +846,12 @@ class LanguageModel:
             arguments["position_ids"] = position
         if "logits_to_keep" in self._accepts:
             arguments["logits_to_keep"] = keep
-        out = self.model(input_ids=ids, **arguments)
+        rows, new = ids.shape
+        if self._last is not None and 0 < keep < new and self._attention() == SUPPORTED:
+            with only_last(self.model, self._last, rows, new, keep):
+                out = self.model(input_ids=ids, **arguments)
+        else:
+            out = self.model(input_ids=ids, **arguments)
         if keep:
             out.logits = out.logits[:, -keep:]
         return out
@@ -867,6 +881,18 @@ class LanguageModel:
         """Whether the model lets itself be told what each token sees, as rows with guesses that do not stay need it."""
         self._own_masks = True
         return self._probe_writing([(2, 1), (1, 2)], apart=True)
+
+    def _probe_last(self) -> nn.Module | None:
+        """The last layer, where it can compute some positions alone and their logits are the same."""
+        if (layer := last_layer(self.model)) is None or self.window < 7 or self._attention() != SUPPORTED:
+            return None
+        ids = self._tensor([[3, 1, 4, 1, 5, 2, 2], [0, 0, 3, 5, 4, 1, 2]])
+        mask, position = torch.ones_like(ids), self._tensor([range(7)] * 2)
+        mask[1, :2] = 0
+        whole = self._forward(ids, mask, position).logits[:, -2:]
+        self._last = layer
+        apart = (self._forward(ids, mask, position, keep=2).logits - whole).abs().amax(-1).flatten().tolist()
+        return layer if self._typical(apart) <= self.tolerance else None
 
     def _probe_writing(self, steps: Sequence[tuple[int, int]], *, apart: bool) -> bool:
         """Whether two rows have the logits of a plain forward after each new token that stays, so many in each step.

@@ -23,6 +23,7 @@ from mcbench.errors import BadInput
 
 Projection = Literal["gate", "up", "down"]
 PROJECTIONS: tuple[Projection, ...] = ("gate", "up", "down")
+READ = "_mcbench_read"  # of a module of experts: how many tokens T there will be, and the ones whose output is read
 IMPLEMENTATION = "mcbench"  # the name under which our function stands in the registry
 
 FEW_PAIRS = 1024  # (token, expert) pairs whose results are held at once
@@ -164,7 +165,7 @@ def find_experts(model: nn.Module) -> list[Experts]:
     Raises BadInput for experts that do not go through transformers' registry, and for a layout not understood.
     """
     modules = dict(model.named_modules())
-    found = [_read(name, module) for name, module in modules.items() if _decorated(module)]
+    found = [_read(name, module) for name, module in modules.items() if decorated(module)]
     inside = tuple(f"{experts.name}." for experts in found)
     for name, module in modules.items():
         if isinstance(module, nn.ModuleList) and name.rpartition(".")[2].endswith("experts") and len(module) > 1:
@@ -172,7 +173,7 @@ def find_experts(model: nn.Module) -> list[Experts]:
                 f"{name} holds its experts as a list of {type(module[0]).__name__}, not through transformers' experts"
                 " registry; this layout is not supported"
             )
-        if type(module).__name__.endswith("Experts") and not _decorated(module) and not name.startswith(inside):
+        if type(module).__name__.endswith("Experts") and not decorated(module) and not name.startswith(inside):
             raise BadInput(f"{name} ({type(module).__name__}) does not go through transformers' experts registry")
     sizes = {(experts.count, experts.width, experts.inner) for experts in found}
     if len(sizes) > 1:
@@ -214,13 +215,19 @@ def experts_forward(module: nn.Module, hidden: Tensor, index: Tensor, weight: Te
         experts.last_call = ExpertCall(hidden, index, weight)
     if experts.policy is not None:
         index, weight = experts.policy(hidden, index, weight)
-    return experts.run(hidden, index, weight)
+    tokens, read = module.__dict__.get(READ, (None, None))
+    if tokens != len(hidden) or experts.listening or experts.policy is not None:
+        return experts.run(hidden, index, weight)
+    output = torch.zeros_like(hidden)
+    output[read] = experts.run(hidden[read], index[read], weight[read])
+    return output
 
 
 ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, experts_forward)
 
 
-def _decorated(module: nn.Module) -> bool:
+def decorated(module: nn.Module) -> bool:
+    """Whether a module holds the routed experts of a layer, by transformers' own mark."""
     return hasattr(module, "is_concatenated") and hasattr(module, "is_transposed")
 
 

@@ -435,8 +435,8 @@ def language_model(
     ways: dict[str, bool] = {}
     if policy is not None:
         identity = hashlib.sha256(f"{identity} {policy.key}".encode()).hexdigest()
-        # what a policy skips is counted for every token computed, and a guess that is taken back is no token of a text
-        ways = {"prefix_sharing": policy.method.prefix_cacheable, "causal": policy.method.causal, "drafts": False}
+        # what a policy skips is counted for every token computed
+        ways = {"prefix_sharing": policy.method.prefix_cacheable, "causal": policy.method.causal, "shortcuts": False}
     with inner("self-test"):
         return LanguageModel(moe.model, moe.tokenizer, identity=identity, check=check, **ways)
 

@@ -54,6 +54,7 @@ ORDER = (
     "sandbox",
     "prefixes",
     "trunk",
+    "lastlayer",
     "caches",
     "drafts",
     "evaluation",

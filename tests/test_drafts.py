@@ -123,7 +123,7 @@ WITHOUT = ("gpt_oss", "jamba")  # a sliding window forgets, a recurrent state ta
 def test_texts_are_those_written_one_token_after_another(architecture: str) -> None:
     assert architecture in ARCHITECTURES
     lm = LanguageModel(tiny_transformer(architecture), tiny_tokenizer())
-    plain = LanguageModel(tiny_transformer(architecture), tiny_tokenizer(), drafts=False)
+    plain = LanguageModel(tiny_transformer(architecture), tiny_tokenizer(), shortcuts=False)
     assert lm.drafts == lm.settings()["drafts"] == (architecture not in WITHOUT) and not plain.drafts
     for budget in (8192, 120, 1):
         lm.tokens_per_batch = budget
@@ -143,7 +143,7 @@ def test_a_text_that_repeats_itself_takes_few_forwards() -> None:
 
 @pytest.mark.parametrize("stop", ["c", "fg", "efgabc", "gabcdefga"])
 def test_a_text_stops_inside_a_guess_where_it_would_have_stopped(stop: str) -> None:
-    lm, plain = (LanguageModel(going_round(), tiny_tokenizer(), drafts=drafts) for drafts in (True, False))
+    lm, plain = (LanguageModel(going_round(), tiny_tokenizer(), shortcuts=shortcuts) for shortcuts in (True, False))
     prompts = [
         Prompt(f"{before}abcdefgabcdef{own}", (stop,), 50) for before in ("x", "yyy") for own in ("", "gab", "zd")
     ]

@@ -379,6 +379,18 @@ def test_the_fingerprint_names_weights_tokenizer_and_way_of_computing() -> None:
 def test_rows_decoded_at_once_are_those_decoded_one_by_one() -> None:
     lm = language_model()
     rows = [ids("hello"), ids("a  b\n c"), [lm.tokenizer.eos_token_id, *ids(" x")], []]
-    assert lm._decodes_at_once
+    assert lm._usual_tokenizer("batch_decode", "decode", "_decode")
     theirs = lm.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert lm._decode(rows) == theirs == ["hello", "a  b\n c", " x", ""]
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_texts_encoded_at_once_are_those_of_the_tokenizer(special: bool) -> None:
+    lm = language_model()
+    texts = ["hello", "", "a  b\n c", f"x{lm.tokenizer.eos_token}y", "ünï"]
+    expected = lm.tokenizer(texts, add_special_tokens=special)["input_ids"]
+    assert lm._usual_tokenizer("__call__", "_encode_plus")
+    assert lm._ids(texts, special) == expected
+    lm.tokenizer.backend_tokenizer.enable_truncation(1)  # which a tokenizer may bring along
+    lm.tokenizer.backend_tokenizer.enable_padding()
+    assert lm._ids(texts, special) == expected
