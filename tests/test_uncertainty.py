@@ -118,8 +118,9 @@ def test_sign_flips_of_nothing_say_nothing() -> None:
 def test_a_difference_far_from_zero_has_a_p_value_that_a_correction_for_many_leaves_small() -> None:
     values = np.random.default_rng(0).normal(0.35, 1, 300)
     deviations = values.sum() / math.sqrt((values**2).sum())
-    assert 5 < deviations < 6.3  # more than ten thousand draws can tell from nothing
-    assert sign_flip_test(values) == pytest.approx(2 * NormalDist().cdf(-abs(deviations)), rel=0.2)
+    assert deviations > 5  # more than ten thousand draws can tell from nothing
+    normal = 2 * NormalDist().cdf(-deviations)
+    assert 0.4 * normal < sign_flip_test(values) < normal  # signs have lighter tails
     assert sign_flip_test(np.abs(values)) == LEAST
 
 
