@@ -847,7 +847,8 @@ class LanguageModel:
         if "logits_to_keep" in self._accepts:
             arguments["logits_to_keep"] = keep
         rows, new = ids.shape
-        if self._last is not None and 0 < keep < new and self._attention() == SUPPORTED:
+        # a mask of its own costs what half of the positions save
+        if self._last is not None and 0 < keep <= new // 2 and self._attention() == SUPPORTED:
             with only_last(self.model, self._last, rows, new, keep):
                 out = self.model(input_ids=ids, **arguments)
         else:
