@@ -15,12 +15,14 @@ from tiny import (
     tiny_mixtral,
     tiny_model,
     tiny_seeing_folder,
+    tiny_tokenizer,
     tiny_transformer,
 )
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from mcbench.errors import BadInput
+from mcbench.experts import _surplus
 from mcbench.model import PROJECTIONS, MoEBatch, MoEModel, load_model
 from mcbench.router import RouterRule, read_rule
 
@@ -213,6 +215,25 @@ def test_a_replaced_matrix_counts_as_if_it_were_written() -> None:
             assert torch.equal(model.run_experts(0, batch.hidden, batch.index, batch.weight), replaced)
             assert not torch.equal(replaced, batch.output)
             model.set_weight(0, 2, projection, kept)
+
+
+def test_in_16_bits_rows_are_rounded_up_to_few_numbers_and_nothing_else_changes() -> None:
+    half, whole = torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1)
+    asked = range(1, 5000)
+    given = [rows + _surplus(half, rows) for rows in asked]
+    assert all(rows <= more <= rows * 17 / 16 for rows, more in zip(asked, given, strict=True))
+    assert len(set(given)) < 160 and not any(_surplus(whole, rows) for rows in asked)
+    moe = tiny_mixtral()
+    own = moe.model.to(torch.bfloat16)
+    model = MoEModel(own, tiny_tokenizer(), "tiny")
+    hidden = torch.randn(1500, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    index = torch.stack([torch.arange(1500) % 6, (torch.arange(1500) + 1) % 6], dim=1)
+    weight = torch.full(index.shape, 0.5, dtype=torch.bfloat16)
+    found = model.run_experts(0, hidden, index, weight)
+    parts = zip(*(whole.split(15) for whole in (hidden, index, weight)), strict=True)
+    apart = torch.cat([model.run_experts(0, *part) for part in parts])
+    torch.testing.assert_close(found, apart, atol=2e-2, rtol=2e-2)
+    assert (found != apart).float().mean() < 0.2
 
 
 @pytest.mark.parametrize("score", ["softmax", "sigmoid", "sqrtsoftplus"])
