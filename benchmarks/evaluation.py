@@ -9,7 +9,7 @@ Then they take turns. Before each run, the kernels that torch keeps for shapes m
 each question once and meets most shapes for the first time, and which run of which backend would find its own was an
 accident of their order. A time is the median of the repeats. Answers are compared in fp32. Processor time is
 given too, for machines that do other work. Tokens are those that the model's forward calls were given, padding
-included. Where texts are written, ours is also timed without guesses: how many come true depends on how much the texts
+included. Where texts are written, ours is also timed without drafts: how many come true depends on how much the texts
 repeat themselves.
 """
 
@@ -63,7 +63,7 @@ HOPELESS = 3  # times slower than the best on one request
 NEAR = 1.5  # times slower than the best on a part of the requests: those are tried on all
 EXPERTS = ("eager", "batched_mm", "grouped_mm")
 PRECISIONS = ("float32", "bfloat16")
-PLAIN = "ours, no guesses"  # the name of our backend where it writes one token after another
+PLAIN = "ours, no drafts"  # the name of our backend where it writes one token after another
 BATCH_SIZES = (1, 4, 16, 64)
 
 
@@ -111,7 +111,7 @@ def main() -> None:
         record[name] = {"rows": count, "requests": len(requests), **found}
         new = [row(name, record[name])]
         if PLAIN in found:
-            new.append(row(f"{name}, no guesses", {**record[name], "ours": found[PLAIN]}))
+            new.append(row(f"{name}, no drafts", {**record[name], "ours": found[PLAIN]}))
         print(tabulate(new), flush=True)  # noqa: T201 - a script
         table += new
     heads = ["task", "rows", "lm-eval, s", "ours, s", "ratio", "of processor time"]

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mcbench.errors import BadInput
+from mcbench.stand_in import additive, attention_of, register, standing_in
 
 IMPLEMENTATION = "mcbench"  # the name under which our function stands in the registry
 SUPPORTED = ("sdpa", "eager")  # what the output may be computed with
@@ -55,25 +55,17 @@ def collecting(model: nn.Module, decoders: Sequence[nn.Module]) -> Iterator[list
 
     Raises BadInput for a model that runs another attention implementation than sdpa or eager.
     """
-    config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
-    own = config._attn_implementation or "eager"
+    own = attention_of(model)
     if own not in SUPPORTED:
         raise BadInput(
             f"the attention implementation {own!r} cannot report the attention that tokens receive; load the model "
             f"with {' or '.join(SUPPORTED)}, or choose a policy that does not need it"
         )
     collectors = [Received(own) for _ in decoders]
-    try:
-        for decoder, collector in zip(decoders, collectors, strict=True):
-            for module in decoder.modules():
-                module.__dict__[_COLLECTOR] = collector
-        config._attn_implementation = IMPLEMENTATION
+    pairs = zip(decoders, collectors, strict=True)
+    marks = {module: {_COLLECTOR: collector} for decoder, collector in pairs for module in decoder.modules()}
+    with standing_in(model, IMPLEMENTATION, marks):
         yield collectors
-    finally:
-        config._attn_implementation = own
-        for decoder in decoders:
-            for module in decoder.modules():
-                module.__dict__.pop(_COLLECTOR, None)
 
 
 def attention_forward(
@@ -96,8 +88,7 @@ def attention_forward(
     return output, None
 
 
-ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, attention_forward)
-ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, sdpa_mask)
+register(IMPLEMENTATION, attention_forward)
 
 
 def _streamed(
@@ -129,7 +120,9 @@ def _streamed(
         end = min(queries, start + max(1, BLOCK_ELEMENTS // (batch * heads * seen)))
         end = min(end, seen) if causal else end
         part = mask[:, :, start:end] if mask is not None else None
-        block = _causal_block(start, end, seen, query) if causal else _additive(part, query)
+        if causal:
+            part = _causal_block(start, end, seen, query.device)
+        block = additive(part, query.dtype) if part is not None and part.dtype == torch.bool else part
         output, probability = eager(
             module, query[:, :, start:end], key[:, :, :seen], value[:, :, :seen], block, **options
         )
@@ -154,17 +147,7 @@ def _eager(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
     return own
 
 
-def _causal_block(start: int, end: int, seen: int, query: Tensor) -> Tensor:
-    """[1, 1, end - start, seen] 0 where query start + i may look, the least number where not."""
-    rows = torch.arange(start, end, device=query.device)[:, None]
-    hidden = torch.arange(seen, device=query.device)[None] > rows
-    block = torch.zeros(hidden.shape, dtype=query.dtype, device=query.device)
-    return block.masked_fill_(hidden, torch.finfo(query.dtype).min)[None, None]
-
-
-def _additive(mask: Tensor | None, query: Tensor) -> Tensor | None:
-    """A boolean mask in the form that eager attention adds to its logits."""
-    if mask is None or mask.dtype != torch.bool:
-        return mask
-    blank = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
-    return blank.masked_fill_(~mask, torch.finfo(query.dtype).min)
+def _causal_block(start: int, end: int, seen: int, device: torch.device) -> Tensor:
+    """[1, 1, end - start, seen] bool: where query start + i may look."""
+    rows = torch.arange(start, end, device=device)[:, None]
+    return (torch.arange(seen, device=device)[None] <= rows)[None, None]

@@ -25,11 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from mcbench.caches import joined_cache, rows_of_cache, widened
-from mcbench.drafts import LONGEST, Drafts, confirmed
+from mcbench.drafts import LONGEST, Drafts, accepted
 from mcbench.errors import BadInput, CheckFailed
 from mcbench.lastlayer import last_layer, only_last
 from mcbench.prefixes import Node, Sharing, plan
 from mcbench.progress import inner
+from mcbench.stand_in import additive, attention_of
 from mcbench.trunk import IMPLEMENTATION, SUPPORTED, attending
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ class _Batch:
         """
         before = self._mask.new_tensor(written)[:, None]  # [rows, 1]
         step = torch.arange(width, device=before.device)
-        # a guess that could not stay anyway may lie beyond the window
+        # a draft that could not stay anyway may lie beyond the window
         position = (self._position + before + step).clamp(max=self._window - 1)
         if not self._apart:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(before), width)], dim=1)
@@ -219,7 +220,7 @@ class LanguageModel:
     models whose routing looks at later tokens; where rows of a model's cache cannot be copied, that is done anyway.
     `causal=False` says that it does: then text written with a cache differs from a forward over the finished text, and
     the check at the start leaves writing out. `shortcuts=False` takes every token once through every layer: for whoever
-    counts or changes what the model does for a token. Otherwise greedy texts are written with guesses, which are
+    counts or changes what the model does for a token. Otherwise greedy texts are written with drafts, which are
     computed as well where they do not come true, and the last layer is left out where nobody reads what it makes.
 
     Raises BadInput for a model without tokenizer, CheckFailed where the fast path and a plain forward of the same
@@ -716,11 +717,11 @@ class LanguageModel:
         written: list[list[int]] = [[] for _ in prompts]
         finish: dict[int, Literal["stop", "end", "length"]] = {}
         active = list(range(len(prompts)))  # row of the batch -> row asked for
-        guesses: dict[int, list[int]] = {}
+        proposed: dict[int, list[int]] = {}
         shown = 0
         while True:
             said = zip(active, choose(logits, active).tolist(), strict=True)
-            new = {at: confirmed(tokens, guesses.get(at, [])) for at, tokens in said if at not in finish}
+            new = {at: accepted(tokens, proposed.get(at, [])) for at, tokens in said if at not in finish}
             for which in range(max(map(len, new.values()))):
                 going = []
                 for at, tokens in new.items():
@@ -748,9 +749,9 @@ class LanguageModel:
                 active = [active[n] for n in left]
             if drafts:
                 room = {at: prompts[at].max_new_tokens - len(written[at]) - 1 for at in active if at not in finish}
-                guesses = drafts.guesses(room, self.tokens_per_batch // len(active) - 1)
-            width = 1 + max(map(len, guesses.values()), default=0)
-            ids = [[*written[at][-1:], *guesses.get(at, [])] for at in active]
+                proposed = drafts.proposals(room, self.tokens_per_batch // len(active) - 1)
+            width = 1 + max(map(len, proposed.values()), default=0)
+            ids = [[*written[at][-1:], *proposed.get(at, [])] for at in active]
             ids = [[*row, *[0] * (width - len(row))] for row in ids]  # a finished row reads what nobody looks at
             mask, position = batch.next([max(0, len(written[at]) - 1) for at in active], width)
             out = self._forward(self._tensor(ids), mask, position, cache=batch.cache, use_cache=True)
@@ -837,8 +838,8 @@ class LanguageModel:
 
         The mask is [rows, tokens with those in the cache], or [rows, 1, tokens, tokens with those in the cache].
         """
-        if mask is not None and self._own_masks and self._attention() in (SUPPORTED, IMPLEMENTATION):
-            mask = _additive(mask, ids.shape[1], self.model.dtype)
+        if mask is not None and self._own_masks and attention_of(self.model) in (SUPPORTED, IMPLEMENTATION):
+            mask = additive(mask if mask.ndim == 4 else _causal(mask, ids.shape[1]), self.model.dtype)
         arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": use_cache or cache is not None}
         if cache is not None:
             arguments["past_key_values"] = cache
@@ -848,7 +849,7 @@ class LanguageModel:
             arguments["logits_to_keep"] = keep
         rows, new = ids.shape
         # a mask of its own costs what half of the positions save
-        if self._last is not None and 0 < keep <= new // 2 and self._attention() == SUPPORTED:
+        if self._last is not None and 0 < keep <= new // 2 and attention_of(self.model) == SUPPORTED:
             with only_last(self.model, self._last, rows, new, keep):
                 out = self.model(input_ids=ids, **arguments)
         else:
@@ -856,10 +857,6 @@ class LanguageModel:
         if keep:
             out.logits = out.logits[:, -keep:]
         return out
-
-    def _attention(self) -> str:
-        """The name of the attention implementation."""
-        return str(self.model.config.get_text_config()._attn_implementation)
 
     def _probe_cache(self) -> tuple[bool, bool]:
         """Whether rows of the model's cache can be copied and dropped, and whether it keeps every token as it came.
@@ -879,13 +876,13 @@ class LanguageModel:
         return self._probe_writing([(1, 1), (1, 1)], apart=False)
 
     def _probe_masks(self) -> bool:
-        """Whether the model lets itself be told what each token sees, as rows with guesses that do not stay need it."""
+        """Whether the model lets itself be told what each token sees, as rows with drafts that do not stay need it."""
         self._own_masks = True
         return self._probe_writing([(2, 1), (1, 2)], apart=True)
 
     def _probe_last(self) -> nn.Module | None:
         """The last layer, where it can compute some positions alone and their logits are the same."""
-        if (layer := last_layer(self.model)) is None or self.window < 7 or self._attention() != SUPPORTED:
+        if (layer := last_layer(self.model)) is None or self.window < 7 or attention_of(self.model) != SUPPORTED:
             return None
         ids = self._tensor([[3, 1, 4, 1, 5, 2, 2], [0, 0, 3, 5, 4, 1, 2]])
         mask, position = torch.ones_like(ids), self._tensor([range(7)] * 2)
@@ -893,14 +890,14 @@ class LanguageModel:
         whole = self._forward(ids, mask, position).logits[:, -2:]
         self._last = layer
         apart = (self._forward(ids, mask, position, keep=2).logits - whole).abs().amax(-1).flatten().tolist()
-        return layer if self._typical(apart) <= self.tolerance else None
+        return layer if self._distance(apart) <= self.tolerance else None
 
     def _probe_writing(self, steps: Sequence[tuple[int, int]], *, apart: bool) -> bool:
         """Whether two rows have the logits of a plain forward after each new token that stays, so many in each step.
 
         A model that attends in a way of its own is found by that.
         """
-        if "position_ids" not in self._accepts or self._attention() != SUPPORTED or self.window < 9:
+        if "position_ids" not in self._accepts or attention_of(self.model) != SUPPORTED or self.window < 9:
             return False
         random = np.random.default_rng(0)
         vocabulary = min(int(self.model.config.get_text_config().vocab_size), len(self.tokenizer))
@@ -928,9 +925,9 @@ class LanguageModel:
                     batch.cache, written = out.past_key_values, [a + b for a, b in zip(written, stay, strict=True)]
         except (BadInput, IndexError, RuntimeError, TypeError, ValueError):
             return False
-        return bool(self._typical(apart_by) <= self.tolerance)
+        return bool(self._distance(apart_by) <= self.tolerance)
 
-    def _typical(self, differences: Sequence[float]) -> float:
+    def _distance(self, differences: Sequence[float]) -> float:
         """The greatest difference; in 16 bits the middle one, as a rounded router may send a few tokens elsewhere."""
         return max(differences) if self._exact else statistics.median(differences)
 
@@ -958,7 +955,7 @@ class LanguageModel:
             abs(self._plain_loglikelihood(request) - fast[at].value) / len(request.continuation)
             for at, request in enumerate(requests)
         ]
-        worst = self._typical(apart)  # a wrong cache or position shows in every request
+        worst = self._distance(apart)  # a wrong cache or position shows in every request
         advice = "; try prefix_sharing=False, or another attention or experts implementation"
         if not worst <= self.tolerance:
             raise CheckFailed(
@@ -1108,15 +1105,10 @@ def _joined_mask(before: Tensor | None, rows: Tensor, width: int, own: Tensor | 
     return torch.cat([cached, own if own is not None else torch.ones_like(ids)], dim=1)
 
 
-def _additive(mask: Tensor, new: int, dtype: torch.dtype) -> Tensor:
-    """[rows, 1, new, tokens] of what is added to the scores of attention: made once, not anew in every layer.
-
-    The least number stands for infinity, as padding that sees nothing would be no number with that.
-    """
-    if mask.ndim == 2:
-        place = torch.arange(mask.shape[1], device=mask.device)
-        mask = (mask.bool()[:, None] & (place <= place[-new:, None]))[:, None]
-    return torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
+def _causal(mask: Tensor, new: int) -> Tensor:
+    """[rows, 1, new, tokens] bool: which of the tokens that a mask [rows, tokens] lets be seen come no later."""
+    place = torch.arange(mask.shape[1], device=mask.device)
+    return (mask.bool()[:, None] & (place <= place[-new:, None]))[:, None]
 
 
 def _chunks(

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mcbench.experts import READ, decorated
+from mcbench.stand_in import register, standing_in
 
 IMPLEMENTATION = "mcbench_last"  # the name under which our function stands in the registry
 SUPPORTED = "sdpa"  # what it hands the positions on to
@@ -34,23 +34,16 @@ def last_layer(model: Any) -> nn.Module | None:
 @contextmanager
 def only_last(model: nn.Module, layer: nn.Module, rows: int, new: int, kept: int) -> Iterator[None]:
     """While open, `layer` computes the last `kept` of the `new` positions of each row alone; the others are garbage."""
-    config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
-    own = config._attn_implementation
     place = torch.arange(rows * new).reshape(rows, new)[:, new - kept :].reshape(-1)
-    modules = list(layer.modules())
-    try:
-        for module in modules:
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.__dict__[_KEPT] = kept
-            if decorated(module):
-                module.__dict__[READ] = rows * new, place.to(next(module.parameters()).device)
-        config._attn_implementation = IMPLEMENTATION
+    marks: dict[nn.Module, dict[str, Any]] = {}
+    for module in layer.modules():
+        if isinstance(getattr(module, "layer_idx", None), int):
+            marks[module] = {_KEPT: kept}
+        if decorated(module):
+            read = rows * new, place.to(next(module.parameters()).device)
+            marks[module] = {**marks.get(module, {}), READ: read}
+    with standing_in(model, IMPLEMENTATION, marks):
         yield
-    finally:
-        config._attn_implementation = own
-        for module in modules:
-            module.__dict__.pop(_KEPT, None)
-            module.__dict__.pop(READ, None)
 
 
 def attention_forward(
@@ -71,5 +64,4 @@ def attention_forward(
     return F.pad(output, (0, 0, 0, 0, new - kept, 0)), None
 
 
-ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, attention_forward)
-ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, sdpa_mask)
+register(IMPLEMENTATION, attention_forward)

@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mcbench.errors import BadInput
+from mcbench.stand_in import attention_of, register, standing_in
 
 IMPLEMENTATION = "mcbench_trunk"  # the name under which our function stands in the registry
 SUPPORTED = "sdpa"  # it has neither sinks nor caps, so one softmax over both parts is all there is to it
@@ -35,21 +34,15 @@ def attending(model: nn.Module, beginning: Sequence[tuple[Tensor, Tensor]]) -> I
 
     Raises BadInput for a model that runs another attention implementation than sdpa.
     """
-    config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
-    own = config._attn_implementation
-    if own != SUPPORTED:
+    if (own := attention_of(model)) != SUPPORTED:
         raise BadInput(f"a shared beginning needs the attention implementation {SUPPORTED}, not {own!r}")
-    layers = {module: getattr(module, "layer_idx", None) for module in model.modules()}
-    try:
-        for module, at in layers.items():
-            if isinstance(at, int) and at < len(beginning):
-                module.__dict__[_BEGINNING] = beginning[at]
-        config._attn_implementation = IMPLEMENTATION
+    marks = {}
+    for module in model.modules():
+        at = getattr(module, "layer_idx", None)
+        if isinstance(at, int) and at < len(beginning):
+            marks[module] = {_BEGINNING: beginning[at]}
+    with standing_in(model, IMPLEMENTATION, marks):
         yield
-    finally:
-        config._attn_implementation = own
-        for module in layers:
-            module.__dict__.pop(_BEGINNING, None)
 
 
 def attention_forward(
@@ -84,8 +77,7 @@ def attention_forward(
     return output.transpose(1, 2), None
 
 
-ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, attention_forward)
-ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, sdpa_mask)
+register(IMPLEMENTATION, attention_forward)
 
 
 def _by_group(states: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ ORDER = (
     "gptq",
     "experts",
     "router",
+    "stand_in",
     "attention",
     "routing",
     "checkpoint",

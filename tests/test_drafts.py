@@ -1,4 +1,4 @@
-"""Guesses follow what stood before, and texts written with them are those written one token after another."""
+"""Drafts follow what stood before, and texts written with them are those written one token after another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, tiny_tokenizer, tiny_transformer
 
-from mcbench.drafts import LONGEST, Drafts, confirmed
+from mcbench.drafts import LONGEST, Drafts, accepted
 from mcbench.evaluation import Completion, LanguageModel, Prompt, Sampling
 
 PROMPTS = [
@@ -21,41 +21,41 @@ PROMPTS = [
 CYCLE = "abcdefg"
 
 
-# -- guesses
+# -- drafts
 
 
 def test_what_a_text_repeats_is_guessed_over_and_over() -> None:
     drafts = Drafts([[1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3]])
-    assert drafts.guess(0, 6) == [4, 1, 2, 3, 4, 1]
-    assert Drafts([[1, 2, 3, 4, 5]]).guess(0, 6) == [] == Drafts([[]]).guess(0, 6)
+    assert drafts.draft(0, 6) == [4, 1, 2, 3, 4, 1]
+    assert Drafts([[1, 2, 3, 4, 5]]).draft(0, 6) == [] == Drafts([[]]).draft(0, 6)
 
 
 def test_a_text_is_looked_at_before_others_and_those_before_what_all_begin_with() -> None:
     own, other, shared = [1, 2, 3, 7, 1, 2, 3], [5, 1, 2, 3, 8, 8], [1, 2, 3, 9, 9, 9]
-    assert Drafts([own, other], shared).guess(0, 1) == [7]
-    assert Drafts([[0, 1, 2, 3], other], shared).guess(0, 6) == [8, 8]  # and no further than it is known
-    assert Drafts([[0, 1, 2, 3]], shared).guess(0, 2) == [9, 9]
+    assert Drafts([own, other], shared).draft(0, 1) == [7]
+    assert Drafts([[0, 1, 2, 3], other], shared).draft(0, 6) == [8, 8]  # and no further than it is known
+    assert Drafts([[0, 1, 2, 3]], shared).draft(0, 2) == [9, 9]
 
 
 def test_the_last_of_several_places_is_believed() -> None:
-    assert Drafts([[1, 2, 3, 7, 1, 2, 3, 8, 1, 2, 3]]).guess(0, 1) == [8]
-    assert Drafts([[0, 1, 2, 3], [1, 2, 3, 7], [1, 2, 3, 8]]).guess(0, 1) == [8]
+    assert Drafts([[1, 2, 3, 7, 1, 2, 3, 8, 1, 2, 3]]).draft(0, 1) == [8]
+    assert Drafts([[0, 1, 2, 3], [1, 2, 3, 7], [1, 2, 3, 8]]).draft(0, 1) == [8]
 
 
 def test_a_guess_reaches_as_far_as_the_last_ones_came_true() -> None:
     drafts = Drafts([[1, 2, 3, 4, 1, 2, 3]])
-    assert drafts.guesses({0: 9}, 9) == {0: []}
+    assert drafts.proposals({0: 9}, 9) == {0: []}
     drafts.append(0, 4)
-    assert drafts.guesses({0: 9}, 9) == {0: [1]}
+    assert drafts.proposals({0: 9}, 9) == {0: [1]}
     for token in (1, 2, 3):
         drafts.append(0, token)
-    assert drafts.guesses({0: 9}, 9) == {0: [4, 1, 2, 3]}
-    assert drafts.guesses({0: 2}, 9) == {0: [4, 1]} == drafts.guesses({0: 9}, 2)
+    assert drafts.proposals({0: 9}, 9) == {0: [4, 1, 2, 3]}
+    assert drafts.proposals({0: 2}, 9) == {0: [4, 1]} == drafts.proposals({0: 9}, 2)
     drafts.append(0, 5)
-    assert drafts.guesses({0: 9}, 9) == {0: []}
+    assert drafts.proposals({0: 9}, 9) == {0: []}
     for token in (1, 2, 3, 4) * 4:
         drafts.append(0, token)
-    assert len(drafts.guesses({0: 99}, 99)[0]) == LONGEST
+    assert len(drafts.proposals({0: 99}, 99)[0]) == LONGEST
 
 
 def test_a_batch_is_as_wide_as_nine_of_ten_texts_follow() -> None:
@@ -65,19 +65,19 @@ def test_a_batch_is_as_wide_as_nine_of_ten_texts_follow() -> None:
         for at in range(count):
             drafts.append(text, 10 * text + (4, 1, 2, 3)[at % 4])
     everyone = dict.fromkeys(range(10), 99)
-    assert [len(guess) for guess in drafts.guesses(everyone, 99).values()] == [min(2, n) for n in foreseen]
+    assert [len(draft) for draft in drafts.proposals(everyone, 99).values()] == [min(2, n) for n in foreseen]
     del everyone[2]  # now one of nine follows none
-    assert [len(guess) for guess in drafts.guesses(everyone, 99).values()] == [0] * 9
+    assert [len(draft) for draft in drafts.proposals(everyone, 99).values()] == [0] * 9
 
 
 @pytest.mark.parametrize(
-    ("said", "guess", "kept"),
+    ("said", "draft", "kept"),
     [([5], [], [5]), ([5, 6, 7], [5, 6], [5, 6, 7]), ([5, 6, 7], [5, 9], [5, 6]), ([5, 6, 7], [9, 6], [5])],
 )
 def test_a_guess_stays_up_to_the_first_token_that_the_model_does_not_choose(
-    said: list[int], guess: list[int], kept: list[int]
+    said: list[int], draft: list[int], kept: list[int]
 ) -> None:
-    assert confirmed(said, guess) == kept
+    assert accepted(said, draft) == kept
 
 
 # -- texts
@@ -138,7 +138,7 @@ def test_a_text_that_repeats_itself_takes_few_forwards() -> None:
     assert len(widths) <= 18 and max(widths[1:]) == LONGEST + 1
     widths.clear()
     lm.generate(["xyz a"], [], 60, Sampling(temperature=1.0, top_p=1e-9))
-    assert len(widths) == 60 and max(widths[1:]) == 1  # what is drawn is not guessed
+    assert len(widths) == 60 and max(widths[1:]) == 1  # what is drawn is not drafted
 
 
 @pytest.mark.parametrize("stop", ["c", "fg", "efgabc", "gabcdefga"])
