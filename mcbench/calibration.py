@@ -28,8 +28,8 @@ from torch import Tensor
 
 from mcbench.activations import CHUNK_TOKENS, Activations, LayerInputs
 from mcbench.errors import BadInput, UnknownName
-from mcbench.files import write_whole
 from mcbench.progress import track
+from mcbench.sealed import Damaged, Lines, note, unless_damaged
 from mcbench.stats import CalibrationStats
 from mcbench.store import PROJECTIONS, Candidates, ExpertStore, MinMax
 
@@ -48,6 +48,7 @@ CHEAP = (
     "block_norm",
 )
 QUANTIZERS = ("minmax", "final")
+JOURNAL = "calibration journal 1"  # what its file says that it is
 DIVERGENCE_TOKENS = 256  # rows of logits compared at a time, in fp64
 
 
@@ -117,10 +118,10 @@ def calibrate(
     if not model.layers:
         raise BadInput(f"{model.name!r} is a dense model, so there are no experts to calibrate; use the method 'none'")
     run = _Run(model, data, needs, store, tuple(widths), settings, activations, measured)
-    if folder is not None and (Path(folder) / "stats.json").is_file():
-        stats = CalibrationStats.load(folder)
-        if stats.provenance.get("key") == run.key:
-            return stats
+    if folder is not None:
+        finished = unless_damaged(partial(CalibrationStats.kept, folder, run.key))
+        if finished is not None:
+            return finished
     journal = Journal(None if folder is None else Path(folder) / "calibration.jsonl", run.key)
     stats = run.stats(journal)
     if folder is not None:
@@ -130,29 +131,32 @@ def calibrate(
 
 
 class Journal:
-    """Finished pieces of a long measurement, one JSON line each; a line that was cut off counts as not finished."""
+    """Finished pieces of a long measurement, one sealed line each; a line that was cut off counts as not finished.
+
+    A file that is damaged, or belongs to another measurement, is begun anew, which is said.
+    """
 
     def __init__(self, path: Path | None, key: str) -> None:
         self.path = path
         self._done: dict[str, Any] = {}
         if path is None:
             return
-        head, *lines = path.read_text().split("\n") if path.is_file() else [""]
-        if head == json.dumps(key):
-            for line in lines[:-1]:  # what follows the last line end was cut off, or is nothing
-                name, value = json.loads(line)
-                self._done[name] = value
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [json.dumps([name, value]) for name, value in self._done.items()]
-        write_whole(path, "".join(f"{line}\n" for line in (json.dumps(key), *kept)).encode())
+        self._lines = Lines(path, JOURNAL, {"calibration": key})
+        try:
+            rows = self._lines.read()
+            if not all(isinstance(row.get("piece"), str) and "value" in row for row in rows):
+                raise Damaged.of(path, JOURNAL, "a line names no piece")
+            self._done = {row["piece"]: row["value"] for row in rows}
+        except Damaged as error:
+            note(f"{error}; it is made anew")
+            self._lines.begin()
 
     def get(self, name: str, measure: Callable[[], Any]) -> Any:
         """The value kept under `name`, or the one that `measure` finds now, kept from here on."""
         if name not in self._done:
             self._done[name] = measure()
             if self.path is not None:
-                with self.path.open("a") as file:
-                    file.write(json.dumps([name, self._done[name]]) + "\n")
+                self._lines.append([{"piece": name, "value": self._done[name]}])
         return self._done[name]
 
     def delete(self) -> None:

@@ -159,6 +159,14 @@ class GenerationTask(WrittenTask):
         """The metric of one completion, between 0 and 1."""
         return self.extract(text) == item.answer
 
+    def _unlike(self, row: Row, item: Any) -> str:
+        problem, text = super()._unlike(row, item), row.get("text")
+        if problem or not isinstance(text, str):
+            return problem or "there is no text"
+        found = {"answer": self.extract(text), "gold": self.gold(item), "correct": float(self.score(item, text))}
+        name = next((n for n, value in found.items() if row.get(n) != json.loads(json.dumps(value))), "")
+        return f"{name} is {row.get(name)!r}, and the text says {found[name]!r}" if name else ""
+
     def _definition(self, items: Sequence[GenerationItem]) -> dict[str, Any]:
         return {
             "output_type": "generate_until",
@@ -230,6 +238,17 @@ class CodeTask(WrittenTask):
 
     def _setting(self) -> Mapping[str, Any]:
         return {"draw": 2} if self.samples > 1 else {}  # counts the ways of drawing from the same distribution
+
+    def _unlike(self, row: Row, item: Any) -> str:
+        texts, statuses = row.get("completions"), row.get("statuses")
+        if not isinstance(texts, list) or len(texts) != self.samples:
+            return f"there are not {self.samples} programs"
+        if statuses is None:  # not run yet
+            return ""
+        share = pass_at_k(self.samples, statuses.count("passed"), self.k)
+        if row.get("pass@k") != share:
+            return f"pass@k is {row.get('pass@k')!r}, and the programs say {share:g}"
+        return super()._unlike(row, item)
 
     def _metric_name(self) -> str:
         return f"pass@{self.k}"
@@ -425,6 +444,11 @@ class PerplexityTask(ItemTask):
                 {"metric": m, "aggregation": "weighted_perplexity", "higher_is_better": False} for m in metrics
             ],
         }
+
+    def _unlike(self, row: Row, item: Any) -> str:
+        sizes = {"words": len(item.text.split()), "bytes": len(item.text.encode())}
+        name = next((name for name, size in sizes.items() if row.get(name) not in (0, size)), "")
+        return f"the text has {sizes[name]} {name}, not {row.get(name)!r}" if name else super()._unlike(row, item)
 
     def _limits(self, items: Sequence[TextItem]) -> tuple[int | None, int | None]:
         """The window, and how many windows are scored at most."""

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from mcbench.model import DecoderLayer, MoEModel
     from mcbench.text import CalibrationData
 
+DECODER = "decoder-"  # names of parts begin so
+
 
 class LayerwiseStore:
     """The codes of one allocation, made layer by layer when first asked for, and kept.
@@ -66,7 +68,8 @@ class LayerwiseStore:
         self.inputs = QuantizedInputs(model, data, memory_bytes=memory_bytes)
         memory = self.inputs.memory_bytes
         self._workbench = Workbench(model, quantizer, memory, starved_share)
-        self._shelf = Shelf(self.key, None if folder is None else folder / f"layerwise-{self.key[:16]}", memory)
+        home = None if folder is None else folder / f"layerwise-{self.key[:16]}"
+        self._shelf = Shelf(self.key, home, memory, self._shapes)
         self._decoders = model.decoder_layers()
         self._places = {layer.moe: place for place, layer in enumerate(self._decoders)}
         self._homes = {name: place for place, layer in enumerate(self._decoders) for name in layer.linears}
@@ -128,6 +131,20 @@ class LayerwiseStore:
                     stacks |= part.stacks
                     fallbacks += part.fallbacks
         return Part(stacks, sorted(fallbacks, key=lambda fallback: fallback.expert))
+
+    def _shapes(self, part: str) -> dict[str, tuple[int, ...]]:
+        """The stacks of a decoder layer by name, each (matrices, out, in)."""
+        decoder = self._decoders[int(part.removeprefix(DECODER))]
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name in decoder.linears:
+            if self._widths[name] != 16:
+                shapes[f"{name}.{self._widths[name]}"] = (1, *self.model.linear(name).weight.shape)
+        for width, chosen in self._groups(decoder).items():
+            assert decoder.moe is not None
+            for projection in PROJECTIONS:
+                rows_columns = self.model.weight(decoder.moe, projection).shape[1:]
+                shapes[f"{projection}.{width}"] = (len(chosen), *rows_columns)
+        return shapes
 
     def _groups(self, decoder: DecoderLayer) -> dict[int, list[int]]:
         """The experts of a decoder layer that are quantised, in rising order, by their width."""
@@ -212,7 +229,7 @@ class QuantizedInputs:
 
 
 def _name(place: int) -> str:
-    return f"decoder-{place:03d}"
+    return f"{DECODER}{place:03d}"
 
 
 def _require(what: str, width: int, allocated: int) -> None:

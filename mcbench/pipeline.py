@@ -6,11 +6,10 @@ import dataclasses
 import fcntl
 import functools
 import hashlib
-import json
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,11 @@ from mcbench.catalogue import select_tasks
 from mcbench.composition import METHODS, Composition, Part, compose, defaults
 from mcbench.datasets import data_folder
 from mcbench.errors import BadInput, require_all
-from mcbench.files import require_writable, write_whole
+from mcbench.files import require_writable
 from mcbench.method import decisions
 from mcbench.progress import inner, muted, stage, track
 from mcbench.record import FILE_NAME, Record, Result
+from mcbench.sealed import Damaged, note, read_json, read_lines, unless_damaged, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 UNCOMPRESSED = "uncompressed"  # in the name of the folder with what the model itself answers
 POLICY_FOLDER = "routing"  # of a saved model, where its policy lies
 SHOWN_NUMBERS = 2048  # a table of a policy with more stands in its own file only
+PAIRS = "pair counts 2"  # what the file of a task's pairs says that it is
 FOUR_BITS = 4  # of attention and shared experts, whatever the method, so that only the experts differ
 
 
@@ -346,7 +347,6 @@ class Answers:
     settings: dict[str, Any]
     isolation: str
     counts: PairCounts | None = None
-    uncounted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -399,7 +399,8 @@ class Exam:
             scores = []
             for task in self.tasks:
                 sink = folder / f"{task.protocol}.jsonl"
-                with counter.task(task.name, sink) if counter is not None else ExitStack():
+                of = {"protocol": task.protocol, "model": lm.fingerprint, "limit": self.limit}
+                with counter.task(task.name, sink, of) if counter is not None else ExitStack():
                     scores.append(
                         (
                             task,
@@ -421,7 +422,6 @@ class Exam:
                 lm.settings(),
                 isolation,
                 counter.total if counter is not None else None,
-                tuple(counter.uncounted) if counter is not None else (),
             )
 
 
@@ -442,30 +442,60 @@ def language_model(
 
 
 class _Counter:
-    """Keeps the pairs of each task beside its samples, so that a run that goes on knows those of its beginning."""
+    """Keeps the pairs of each task beside its samples, so that a run that goes on knows those of its beginning.
+
+    They are whole or nothing: what a batch computes serves later ones too, so pairs of a part of the samples could not
+    be told apart. A task under a policy that was interrupted is therefore asked from its beginning, and then its
+    samples and pairs are those of an uninterrupted run.
+    """
 
     def __init__(self, counts: PairCounts) -> None:
         from mcbench.routing import PairCounts
 
         self.counts, self.total = counts, PairCounts(counts.layers, counts.experts, counts.marks)
-        self.uncounted: list[str] = []
 
     @contextmanager
-    def task(self, name: str, sink: Path) -> Iterator[None]:
-        """Counts what runs inside, or reads what was counted when the samples in `sink` were made."""
+    def task(self, name: str, sink: Path, of: Mapping[str, Any]) -> Iterator[None]:
+        """Counts what runs inside, or reads what was counted when the samples in `sink` were made.
+
+        of: whose pairs they are. Samples whose pairs are not known are answered anew, which is said.
+        """
         kept = sink.with_suffix(".pairs.json")
-        resumed = sink.is_file()
+        tables = unless_damaged(lambda: self._kept(kept, of))
+        if tables is None:
+            self._begin_anew(name, sink, of)
         self.counts.clear()
         yield
-        if kept.is_file():
-            content = json.loads(kept.read_text(encoding="utf-8"))
-        else:
-            content = {"whole": not resumed, "pairs": self.counts.tables()}
-            if sink.is_file():  # a task that was skipped may be run another time
-                write_whole(kept, json.dumps(content).encode())
-        self.total.include(content["pairs"])
-        if not content["whole"]:
-            self.uncounted.append(name)
+        if tables is None:
+            tables = self.counts.tables()
+            if self.counts.tokens.any():  # a task that was skipped may be run another time
+                write_json(kept, PAIRS, of, tables)
+        self.total.include(tables)
+
+    def _kept(self, path: Path, of: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The pairs in a file, None where there is none; Damaged where they are not whole or cannot be."""
+        tables = read_json(path, PAIRS, of)
+        if tables is None:
+            return None
+        if problem := self.counts.problem(tables):
+            raise Damaged.of(path, PAIRS, str(problem))
+        found: dict[str, Any] = tables
+        return found
+
+    def _begin_anew(self, name: str, sink: Path, of: Mapping[str, Any]) -> None:
+        """Forgets samples whose pairs nobody counted to the end; those that are not ours are left to be refused."""
+        from mcbench.task import SAMPLES, completions_of
+
+        for path in (sink, completions_of(sink)):
+            try:
+                owner, rows = read_lines(path, SAMPLES, whole=False)
+            except Damaged:  # which whoever reads it says
+                continue
+            if all(owner.get(name) == value for name, value in of.items()):
+                if rows:
+                    told = f"the pairs of the {len(rows)} samples in {str(path)!r} are not known"
+                    note(f"{name}: {told}, so it is asked anew")
+                path.unlink()
 
 
 @dataclass(frozen=True)
@@ -665,7 +695,6 @@ def _routing(
         active_bytes_per_token=active(counts.executed),
         router_bytes_per_token=active(counts.chosen),
         unpruned=tuple(outcomes),
-        uncounted=pruned.uncounted,
         modalities=modalities,
     )
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,18 @@ import torch
 from torch import Tensor
 
 from mcbench.errors import BadInput
-from mcbench.files import write_whole
 from mcbench.method import Method
 from mcbench.progress import track
 from mcbench.routing import Choices, Learnt, PairCounts, Routed, rank_in_sequence
+from mcbench.sealed import (
+    Damaged,
+    content_digest,
+    read_json,
+    read_tensors,
+    unless_damaged,
+    write_json,
+    write_tensors,
+)
 
 if TYPE_CHECKING:
     from mcbench.model import MoEModel
@@ -29,6 +38,7 @@ ROUNDS = 6  # passes over the calibration text until the share that is really sk
 CLOSE = 0.001  # of that share
 MISSED = 0.01  # a share further off than this was not met
 TABLES, DESCRIPTION = "learnt.safetensors", "policy.json"
+KIND = "routing policy 1"  # what its files say that they are
 
 
 @dataclass(frozen=True)
@@ -233,40 +243,63 @@ class RoutingPolicy:
             yield counts
 
     def save(self, folder: str | Path) -> Path:
-        """Writes tables and description to a folder; `load_policy` reads them back."""
-        from safetensors.torch import save
-
+        """Writes tables and description to a folder, each sealed; `load_policy` reads them back."""
         folder = Path(folder)
         tables = {name: table.detach().cpu().contiguous() for name, table in self.learnt.tables.items()}
-        write_whole(folder / TABLES, save(tables))
         content = {"policy": self.name, "model": self.model, "key": self.key, "facts": dict(self.learnt.facts)}
-        text = json.dumps({**content, "provenance": dict(self.provenance)}, indent=1)
-        write_whole(folder / DESCRIPTION, text.encode())
+        content |= {"provenance": dict(self.provenance)}
+        write_tensors(folder / TABLES, KIND, {"description": content_digest(content)}, tables)
+        write_json(folder / DESCRIPTION, KIND, self._learnt_from(), content)
         return folder
+
+    def _learnt_from(self) -> dict[str, Any]:
+        return _learnt_from(self.name, self.model, self.provenance)
 
 
 def load_policy(folder: str | Path, name: str, method: Method) -> RoutingPolicy:
     """The policy that was saved in a folder; BadInput where there is none, it is damaged or it is another method's."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     folder = Path(folder)
     try:
-        content = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        tables = load((folder / TABLES).read_bytes())
-        policy = RoutingPolicy(
-            content["policy"], method, Learnt(tables, content["facts"]), content["model"], content["provenance"]
-        )
-    except FileNotFoundError:
-        raise BadInput(f"there is no fitted policy in {str(folder)!r}; leave it out to calibrate one") from None
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise BadInput(f"the fitted policy in {str(folder)!r} is damaged ({error}); calibrate it again") from None
-    if content["key"] != policy.key:
-        raise BadInput(f"the fitted policy in {str(folder)!r} was changed after it was written; calibrate it again")
+        policy = _kept(folder, method)
+    except Damaged as error:
+        raise Damaged(f"{error}; calibrate it again") from None
+    if policy is None:
+        raise BadInput(f"there is no fitted policy in {str(folder)!r}; leave it out to calibrate one")
     kind = policy.name.partition("(")[0]
     if kind != name.partition("(")[0]:
         raise BadInput(f"the fitted policy in {str(folder)!r} is one of {kind!r}, not of {name!r}")
     return RoutingPolicy(name, method, policy.learnt, policy.model, policy.provenance)
+
+
+def _kept(folder: Path, method: Method, learnt_from: Mapping[str, Any] | None = None) -> RoutingPolicy | None:
+    """The policy in a folder, None where there is none; Damaged where it is not as written, or learnt from else."""
+    content = read_json(folder / DESCRIPTION, KIND, learnt_from)
+    if content is None:
+        return None
+    found = read_tensors(folder / TABLES, KIND, {"description": content_digest(content)})
+    if found is None:
+        raise Damaged.of(folder / TABLES, KIND, f"it is missing beside {DESCRIPTION}")
+    try:
+        learnt = Learnt(found[0], content["facts"])
+        policy = RoutingPolicy(content["policy"], method, learnt, content["model"], content["provenance"])
+        problem = "" if content["key"] == policy.key else "it was changed after it was written"
+        if any(bool(table.isnan().any()) for table in found[0].values()):
+            problem = "a table holds NaN"
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        problem = str(error) or type(error).__name__
+    if problem:
+        raise Damaged.of(folder / DESCRIPTION, KIND, str(problem))
+    return policy
+
+
+def _learnt_from(name: str, model: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What a policy depends on, as its file says it."""
+    return {
+        "method": name,
+        "model": model,
+        "text": provenance.get("data", ""),
+        "source": provenance.get("source", ""),
+    }
 
 
 def fit(
@@ -303,8 +336,10 @@ def fit(
     }
     key = hashlib.sha256(json.dumps([name, there, data.digest, source]).encode()).hexdigest()[:16]
     home = None if folder is None else folder / f"policy-{key}"
-    if home is not None and (home / DESCRIPTION).is_file():
-        return load_policy(home, name, method)
+    if home is not None:
+        kept = unless_damaged(partial(_kept, home, method, _learnt_from(name, there, provenance)))
+        if kept is not None:
+            return kept
     policy = RoutingPolicy(name, method, method.learn(model, data), there, provenance)
     if home is not None:
         policy.save(home)

@@ -86,6 +86,25 @@ class QuantizedTensor:
         grid = Grid(2 * scale, -scale) if self.offset is None else Grid(scale, self.offset.float())
         return decode(self.codes, grid).to(dtype)
 
+    def problem(self) -> str:
+        """What does not fit together, in words; empty where all does. For codes that come from a file."""
+        matrices, rows, columns = self.shape
+        groups = columns // self.group_size if self.group_size > 0 else 0
+        if self.bits not in CODE_BITS or groups * self.group_size != columns:
+            return f"{self.bits} bits in groups of {self.group_size} are none for rows of {columns} weights"
+        if self.packed.dtype != torch.uint8 or self.packed.shape != (matrices, rows, row_bytes(columns, self.bits)):
+            return f"codes of {self.packed.dtype} {tuple(self.packed.shape)} are not {self.bits} bits for {self.shape}"
+        for name, values in (("scale", self.scale), ("offset", self.offset)):
+            if values is None:
+                continue
+            if not values.is_floating_point() or values.shape != (matrices, rows, groups):
+                return f"a {name} of {values.dtype} {tuple(values.shape)} is not one for each group of {self.shape}"
+            if not bool(torch.isfinite(values).all()):
+                return f"a {name} is no finite number"
+        if self.offset is None and self.bits != 1:
+            return f"codes of {self.bits} bits have no offset"
+        return ""
+
     @property
     def nbytes(self) -> int:
         """Bytes of all that is stored: codes with their padding, scales, offsets."""

@@ -164,6 +164,24 @@ class PairCounts:
         for name, values in tables.items():
             getattr(self, name)[:] += np.asarray(values, dtype=np.int64)
 
+    def problem(self, tables: Any) -> str:
+        """Why `tables` cannot have been counted in this model, in words; empty where they can."""
+        wanted = self.tables()
+        if not isinstance(tables, Mapping) or set(tables) != set(wanted):
+            return "its tables are not those of this model"
+        try:
+            found = {name: np.asarray(values) for name, values in tables.items()}
+        except (ValueError, TypeError, OverflowError):
+            return "a table is not rectangular"
+        for name, values in found.items():
+            if values.dtype.kind != "i" or values.shape != getattr(self, name).shape or (values < 0).any():
+                return f"{name} is no table of counts of {self.layers} layers and {self.experts} experts"
+        if (found["executed"] > found["chosen"]).any():
+            return "more pairs ran than the router chose"
+        if (found["chosen"].sum(-1) > found["tokens"][:, None] * self.experts).any():
+            return "more pairs were chosen than there are tokens and experts"
+        return ""
+
     def tables(self) -> dict[str, Any]:
         """The counts as plain lists, by name."""
         names = ("chosen", "executed", "tokens", "protected", *(("modal",) if self.marks else ()))

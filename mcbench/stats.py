@@ -17,10 +17,15 @@ from numpy.typing import NDArray
 
 from mcbench.allocation import WeightCount
 from mcbench.errors import BadInput
-from mcbench.files import write_whole
+from mcbench.sealed import Damaged, content_digest, read_json, read_tensors, write_json, write_tensors
 
-SCHEMA = 1
+KIND = "calibration statistics 2"  # what its files say that they are; another number is another layout
+TABLES, DESCRIPTION = "stats.safetensors", "stats.json"
 Array = NDArray[Any]
+
+ROUNDING = 1e-9  # by which a divergence may lie below 0
+PER_EXPERT = ("token_count", "routing_weight", "renormalized_weight", "hessian_trace", "hessian_trace:hutchinson")
+PER_WIDTH = ("quantization_error:", "output_divergence:", "weight_error:")  # how the names of such tables begin
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,42 +169,65 @@ class CalibrationStats:
         return tuple(name for name in needs if name not in self.tables)
 
     def save(self, folder: str | Path) -> None:
-        """Writes `stats.safetensors` and `stats.json` into `folder`, each complete or not at all."""
-        from safetensors.numpy import save
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "stats.safetensors", save({k: np.ascontiguousarray(v) for k, v in self.tables.items()}))
-        text = json.dumps({"schema": SCHEMA, **self._header()}, indent=1, sort_keys=True)
-        write_whole(folder / "stats.json", text.encode())
+        """Writes `stats.safetensors` and `stats.json` into `folder`, each sealed, complete or not at all."""
+        folder, header = Path(folder), self._header()
+        tables = {name: np.ascontiguousarray(table) for name, table in self.tables.items()}
+        write_tensors(folder / TABLES, KIND, {"description": content_digest(header)}, tables, framework="np")
+        write_json(folder / DESCRIPTION, KIND, {"calibration": self.provenance.get("key", "")}, header)
 
     @classmethod
     def load(cls, folder: str | Path) -> CalibrationStats:
-        """The value that `save` wrote; BadInput where it is absent, damaged or of a newer schema."""
-        from safetensors.numpy import load
-
-        folder = Path(folder)
+        """The value that `save` wrote; BadInput where it is absent, damaged or of another schema."""
         try:
-            header = json.loads((folder / "stats.json").read_text())
-            tables = load((folder / "stats.safetensors").read_bytes())
-            newer, named = header.pop("schema") > SCHEMA, header.pop("tables")
-        except FileNotFoundError as error:
-            raise BadInput(f"{str(folder)!r} holds no calibration: {Path(error.filename).name} is missing") from None
-        except Exception as error:
-            raise BadInput(
-                f"the calibration in {str(folder)!r} cannot be read ({error}); delete it and run again"
-            ) from error
-        if newer:
-            raise BadInput(
-                f"the calibration in {str(folder)!r} was written by a newer mcbench; upgrade or calibrate again"
-            )
-        if sorted(tables) != named:
-            raise BadInput(
-                f"the two files of the calibration in {str(folder)!r} do not belong together; delete it and run again"
-            )
-        header["count"] = WeightCount(**header["count"])
-        header["widths"] = tuple(header["widths"])
-        return cls(tables=tables, **header)
+            stats = cls.kept(folder)
+        except Damaged as error:
+            raise Damaged(f"{error}; delete it and run again") from None
+        if stats is None:
+            raise BadInput(f"{str(folder)!r} holds no calibration: {DESCRIPTION} is missing")
+        return stats
+
+    @classmethod
+    def kept(cls, folder: str | Path, key: str | None = None) -> CalibrationStats | None:
+        """The value that `save` wrote, None where there is none; Damaged where it is not as it was written.
+
+        `key` is what the value has to say that it depends on (`provenance["key"]`).
+        """
+        folder = Path(folder)
+        header = read_json(folder / DESCRIPTION, KIND, None if key is None else {"calibration": key})
+        if header is None:
+            return None
+        of = {"description": content_digest(header)}
+        found = read_tensors(folder / TABLES, KIND, of, framework="np")
+        if found is None:
+            raise Damaged.of(folder / TABLES, KIND, f"it is missing beside {DESCRIPTION}")
+        try:
+            named = header.pop("tables")
+            count = WeightCount(**header.pop("count"))
+            stats = cls(count=count, widths=tuple(header.pop("widths")), tables=found[0], **header)
+            problem = "" if sorted(found[0]) == named else "the two files do not belong together"
+            problem = problem or stats._problem()
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            problem = str(error) or type(error).__name__
+        if problem:
+            raise Damaged.of(folder / DESCRIPTION, KIND, str(problem))
+        return stats
+
+    def _problem(self) -> str:
+        """What in the tables cannot be, in words; empty where all can."""
+        layers, experts, widths = self.layers, self.experts, len(self.widths)
+        for name, table in self.tables.items():
+            if table.dtype.kind not in "if" or table.shape[:1] != (layers,):
+                return f"{name} is a table of {table.dtype} {table.shape}, not one of {layers} layers"
+            if name in PER_EXPERT and table.shape != (layers, experts):
+                return f"{name} has the shape {table.shape}, not one value for each of {layers} x {experts} experts"
+            if name.startswith(PER_WIDTH) and table.shape != (layers, experts, widths):
+                return f"{name} has the shape {table.shape}, not {(layers, experts, widths)}"
+            if (name in PER_EXPERT or name.startswith(PER_WIDTH)) and not bool((table >= -ROUNDING).all()):
+                return f"{name} holds a number that is negative or none"
+        chosen = self.tables.get("token_count")
+        if chosen is not None and (chosen.dtype.kind != "i" or int(chosen.sum(1).max()) > self.tokens * self.top_k):
+            return f"token_count holds more than the {self.top_k} experts of each of {self.tokens} tokens"
+        return ""
 
     def __eq__(self, other: object) -> bool:
         return (

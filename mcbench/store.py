@@ -15,9 +15,9 @@ from torch import Tensor
 
 from mcbench.activations import CHUNK_TOKENS, Activations, LayerInputs, available_memory_bytes, second_moment
 from mcbench.errors import BadInput
-from mcbench.files import write_whole
 from mcbench.progress import track
 from mcbench.quantization import QuantizedTensor, Quantizer, concatenate
+from mcbench.sealed import Damaged, read_tensors, unless_damaged, write_tensors
 
 if TYPE_CHECKING:
     from mcbench.model import MoEModel
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PROJECTIONS = ("gate", "up", "down")
 FORMAT = 1
+CODES = "quantised weights 1"  # what a file of them says that it is
+LAYER, LINEARS = "layer-", "linears"  # names of parts
 
 
 class Candidates(Protocol):
@@ -148,11 +150,18 @@ class Workbench(NamedTuple):
 class Shelf:
     """Keeps what is quantised, one part at a time: in memory, and where there is a folder in one file for each part.
 
-    key: all that the codes depend on; a file of another key is not read. folder: so that an interrupted run goes on.
+    key: all that the codes depend on. folder: so that an interrupted run goes on. A file that is damaged, or of another
+    key or part, is made anew, which is said. shapes: the stacks of a part by name, each (matrices, out, in).
     """
 
-    def __init__(self, key: str, folder: Path | None, memory_bytes: int) -> None:
-        self.key, self.folder, self.memory_bytes = key, folder, memory_bytes
+    def __init__(
+        self,
+        key: str,
+        folder: Path | None,
+        memory_bytes: int,
+        shapes: Callable[[str], Mapping[str, tuple[int, ...]]],
+    ) -> None:
+        self.key, self.folder, self.memory_bytes, self._shapes = key, folder, memory_bytes, shapes
         self._fallbacks: dict[str, list[Fallback]] = {}
         self._parts: dict[str, Stacks] = {}
 
@@ -186,8 +195,6 @@ class Shelf:
         return None if self.folder is None else self.folder / f"{name}.safetensors"
 
     def _write(self, name: str, part: Part) -> None:
-        from safetensors.torch import save
-
         path = self.file(name)
         if path is None:
             return
@@ -197,31 +204,35 @@ class Shelf:
             fields = {f.name: getattr(codes, f.name) for f in dataclasses.fields(codes)}
             tensors |= {f"{stack}/{k}": v.contiguous() for k, v in fields.items() if isinstance(v, Tensor)}
             plain[stack] = {k: v for k, v in fields.items() if not isinstance(v, Tensor)}
-        header = {"key": self.key, "stacks": plain, "fallbacks": [dataclasses.asdict(f) for f in part.fallbacks]}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, save(tensors, {"mcbench": json.dumps(header)}))
+        content = {"stacks": plain, "fallbacks": [dataclasses.asdict(f) for f in part.fallbacks]}
+        write_tensors(path, CODES, self._key(name), tensors, content)
+
+    def _key(self, name: str) -> dict[str, str]:
+        return {"settings": self.key, "part": name}
 
     def _read(self, name: str) -> Part | None:
-        """The part in its file; None where there is no file or it was made from something else."""
-        from safetensors import SafetensorError, safe_open
-
+        """The part in its file; None where there is no file, or one that cannot be used."""
         path = self.file(name)
-        if path is None or not path.is_file():
+        return None if path is None else unless_damaged(lambda: self._stored(path, name))
+
+    def _stored(self, path: Path, name: str) -> Part | None:
+        found = read_tensors(path, CODES, self._key(name))
+        if found is None:
             return None
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get("mcbench", "{}"))
-                if header.get("key") != self.key:
-                    return None
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-        except SafetensorError as error:
-            raise BadInput(f"{str(path)!r} is damaged ({error}); delete it and run again") from error
+        tensors, content = found
         stacks = {}
-        for stack, plain in header["stacks"].items():
-            own = {key.rpartition("/")[2]: value for key, value in tensors.items() if key.rpartition("/")[0] == stack}
-            plain["shape"], plain["notes"] = tuple(plain["shape"]), tuple(map(tuple, plain["notes"]))
-            stacks[stack] = QuantizedTensor(**plain, **own)
-        return Part(stacks, [Fallback(**record) for record in header["fallbacks"]])
+        try:
+            for stack, plain in content["stacks"].items():
+                own = {key.rpartition("/")[2]: v for key, v in tensors.items() if key.rpartition("/")[0] == stack}
+                plain["shape"], plain["notes"] = tuple(plain["shape"]), tuple(map(tuple, plain["notes"]))
+                stacks[stack] = QuantizedTensor(**plain, **own)
+                if problem := stacks[stack].problem():
+                    raise ValueError(f"{stack}: {problem}")
+            if {stack: codes.shape for stack, codes in stacks.items()} != dict(self._shapes(name)):
+                raise ValueError("its matrices are not those of the model at these widths")
+            return Part(stacks, [Fallback(**record) for record in content["fallbacks"]])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Damaged.of(path, CODES, str(error)) from None
 
 
 def digest_of(settings: Mapping[str, object]) -> str:
@@ -264,11 +275,9 @@ class ExpertStore:
         self.key = self._key()
         self.folder = None if folder is None else Path(folder) / f"store-{self.key[:16]}"
         self._workbench = Workbench(model, quantizer, memory, starved_share)
-        self._shelf = Shelf(self.key, self.folder, memory)
+        self._shelf = Shelf(self.key, self.folder, memory, self._shapes)
         if activations is None and data is not None:
-            kept = self._shelf.file("linears")
-            wanted = quantizer.needs_hessian and not (kept is not None and kept.is_file())
-            linears = self._names if wanted else ()
+            linears = self._names if quantizer.needs_hessian and not self._shelf.holds(LINEARS) else ()
             activations = Activations(model, data, linears=linears, memory_bytes=memory_bytes)
         self.activations = activations
 
@@ -291,16 +300,25 @@ class ExpertStore:
     def linear(self, name: str, width: int) -> QuantizedTensor:
         """The codes of one attention or shared-expert linear, as a stack of one."""
         self._check(width, self.linear_widths)
-        return self._shelf.part("linears", self._quantize_linears)[f"{name}.{width}"]
+        return self._shelf.part(LINEARS, self._quantize_linears)[f"{name}.{width}"]
 
     def prepare(self) -> None:
         """Quantises whatever is not there yet, layer by layer."""
         for layer in track(range(self.model.layers), self.model.layers, f"quantising ({self.quantizer_name})"):
             self._layer(layer)
-        self._shelf.part("linears", self._quantize_linears)
+        self._shelf.part(LINEARS, self._quantize_linears)
 
     def _layer(self, layer: int) -> Stacks:
-        return self._shelf.part(f"layer-{layer:03d}", lambda: self._quantize_layer(layer))
+        return self._shelf.part(f"{LAYER}{layer:03d}", lambda: self._quantize_layer(layer))
+
+    def _shapes(self, part: str) -> dict[str, tuple[int, ...]]:
+        """The stacks of a part by name, each (matrices, out, in)."""
+        if part == LINEARS:
+            linears = {name: tuple(self.model.linear(name).weight.shape) for name in self._names}
+            return {f"{n}.{width}": (1, *shape) for n, shape in linears.items() for width in self.linear_widths}
+        layer = int(part.removeprefix(LAYER))
+        matrices = {p: tuple(self.model.weight(layer, p).shape) for p in PROJECTIONS}
+        return {f"{p}.{width}": shape for p, shape in matrices.items() for width in self.widths}
 
     def _quantize_layer(self, layer: int) -> Part:
         inputs = None

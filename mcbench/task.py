@@ -22,14 +22,18 @@ from mcbench.datasets import current_folder, loaded
 from mcbench.errors import BadInput
 from mcbench.items import Item
 from mcbench.progress import inner, track
+from mcbench.sealed import Damaged, Lines, note, read_lines
 
 if TYPE_CHECKING:
     from mcbench.evaluation import LanguageModel, LogLikelihood
 
 PROTOCOL_VERSION = 1  # part of every protocol id: raise it when a change below moves a number
-SAMPLES_SCHEMA = 1
+SAMPLES_SCHEMA = 2
 BOOTSTRAP_REPEATS = 2000
+SAMPLES = "samples"
 COMPLETIONS = ".completions.jsonl"
+ROUNDING = 1e-4  # nats by which the sum of rounded logarithms may lie above 0
+PAIRED = (("loglikelihoods", "greedy"), ("loglikelihoods", "tokens"), ("completions", "statuses"))  # lists in a sample
 ALLOW = "--allow-code-execution"  # stands in the reason of what was skipped for lack of isolation
 
 T = TypeVar("T")
@@ -158,6 +162,12 @@ class Task:
         file = SampleFile(sink, {"protocol": self.protocol, "model": lm.fingerprint, "limit": limit}) if sink else None
         rows = file.read() if file else {}
         self._require_own(rows, items, sink)
+        with _naming(self.name):
+            expected = self._samples_expected(lm, items)
+        if max(rows, default=0) >= expected:
+            raise BadInput(f"{str(sink)!r} holds a sample {max(rows)}, and {self.name} has {expected}: move it away")
+        if 0 < len(rows) < expected:
+            note(f"{self.name}: {len(rows)} of {expected} samples are in {str(sink)!r} and kept; the others follow")
         written = self._written(lm, items, limit, sink)
         answers = itertools.chain(
             self._score({at: row for at, row in written.items() if at not in rows}, items),
@@ -165,7 +175,7 @@ class Task:
         )
         new = (row for batch in answers for row in keep_new(batch, rows, file))
         with _naming(self.name):
-            for at, row in track(new, self._samples_expected(lm, items) - len(rows), self.name):
+            for at, row in track(new, expected - len(rows), self.name):
                 rows[at] = row
         with inner(f"{self.name}: scores"):
             return self._scores([rows[at] for at in sorted(rows)], started, partial)
@@ -217,11 +227,27 @@ class Task:
         yield from ()
 
     def _require_own(self, rows: Mapping[int, Row], items: Sequence[Item], path: Path | None) -> None:
-        """Refuses samples that are not answers to these items."""
+        """Refuses samples that are not answers to these items, or whose verdict does not follow from them."""
+        known = {item.id: item for item in items}
         for at, row in rows.items():
-            place = at if self._one_sample_an_item else None
-            if at < 0 or (place is not None and (place >= len(items) or row.get("id") != items[place].id)):
+            item = known.get(row["id"])
+            if self._one_sample_an_item:
+                item = items[at] if at < len(items) and items[at].id == row["id"] else None
+            if item is None:
                 raise BadInput(f"{str(path)!r} holds a sample {at} that is none of {self.name!r}: move it away")
+            same_place = (item.group, item.passage) == (row["group"], row.get("passage", ""))
+            if problem := self._unlike(row, item) if same_place else "it is said to be of another group or passage":
+                raise BadInput(f"{str(path)!r} holds a sample {at} that cannot be: {problem}; move it away")
+
+    def _unlike(self, row: Row, item: Item) -> str:
+        """What in a sample cannot be an answer to the item, in words; empty where all can."""
+        for name in (self.metric, *self._other_metrics()) if "loss" not in row else ():
+            value = row.get(name, 0)
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                return f"{name} is {value!r}, which is no share"
+        if "correct" in row and row.get(self.metric, row["correct"]) != row["correct"]:
+            return f"correct is {row['correct']!r}, and {self.metric} {row[self.metric]!r}"
+        return ""
 
     def _unable(self, allow_code_execution: bool) -> str:
         """Why the task cannot run here; empty where it can."""
@@ -419,64 +445,110 @@ def last_number(text: str) -> str:
 class SampleFile:
     """Samples as JSON lines, appended as they are produced; the first line says whose they are.
 
-    Every line holds its position as "index". A line cut short by a kill is dropped when the file is read.
+    Every line holds its position as "index" and is sealed (see `mcbench.sealed`). A line cut short by a kill is dropped
+    when the file is read.
     """
 
     def __init__(self, path: Path, owner: Mapping[str, Any]) -> None:
-        self.path, self.owner = path, {"schema": SAMPLES_SCHEMA, **owner}
+        self.path = path
+        self._lines = Lines(path, SAMPLES, {"schema": SAMPLES_SCHEMA, **owner})
 
     def read(self) -> dict[int, Row]:
         """The samples already there, by position; an absent file is begun.
 
-        Raises BadInput where the file belongs to another model, protocol or limit, or is damaged before its end.
+        Raises BadInput where the file belongs to another model, protocol or limit, or a line was changed, moved or
+        left out, or says what cannot be.
         """
-        data = self.path.read_bytes() if self.path.exists() else b""
-        whole = data[: data.rfind(b"\n") + 1]
-        if not whole:
-            self._write(self.path, [self.owner], begin=True)
-            return {}
-        owner, *rows = self._parse(whole)
-        if owner != self.owner:
-            differs = [key for key in self.owner if owner.get(key) != self.owner[key]] or ["schema"]
-            raise BadInput(
-                f"{str(self.path)!r} holds samples of another {' and '.join(differs)}: "
-                "move it away or name another file"
-            )
-        if len(whole) < len(data):
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
-        known: dict[int, Row] = {}
-        for row in rows:
-            at = row.pop("index", None)
-            if not isinstance(at, int) or "id" not in row or "group" not in row or known.get(at, row) != row:
-                raise BadInput(f"{str(self.path)!r} is damaged: move it away to begin anew")
-            known[at] = row
-        return known
+        with _moved_away():
+            return _by_position(self._lines.read(), self.path)
 
     def append(self, rows: Mapping[int, Row]) -> None:
         """Adds samples, in one write."""
-        self._write(self.path, [{"index": at, **row} for at, row in sorted(rows.items())])
+        self._lines.append({"index": at, **row} for at, row in sorted(rows.items()))
 
-    def _parse(self, data: bytes) -> list[Row]:
-        try:
-            rows = [json.loads(line) for line in data.splitlines()]
-            if not all(isinstance(row, dict) for row in rows):
-                raise ValueError("a line is no object")
-            return rows
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"{str(self.path)!r} is damaged: move it away to begin anew") from error
+    def begin(self) -> None:
+        """Forgets the samples that are there."""
+        self._lines.begin()
 
-    @staticmethod
-    def _write(path: Path, rows: Iterable[Mapping[str, Any]], begin: bool = False) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb" if begin else "ab") as file:
-                file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-        except OSError as error:
-            raise BadInput(
-                f"samples cannot be written to {str(path)!r}: {error.strerror}; those before are kept, "
-                "and the same command goes on from them once that is mended"
-            ) from error
+
+@contextlib.contextmanager
+def _moved_away() -> Iterator[None]:
+    """Says what to do with samples that cannot be gone on from: they are nobody's but the user's to throw away."""
+    try:
+        yield
+    except Damaged as error:
+        raise Damaged(f"{error}; move it away to begin anew") from None
+
+
+def _by_position(rows: Iterable[Row], path: Path) -> dict[int, Row]:
+    """Samples by their position; Damaged where one has none, or that of another, or says what cannot be."""
+    known: dict[int, Row] = {}
+    for row in rows:
+        at = row.pop("index", None)
+        if type(at) is not int or at < 0:
+            reason = f"a sample has the position {at!r}"
+        elif at in known:
+            reason = f"sample {at} is there twice"
+        elif reason := unsound(row):
+            reason = f"in sample {at} {reason}"
+        if reason:
+            raise Damaged.of(path, SAMPLES, str(reason))
+        known[at] = row
+    return known
+
+
+def unsound(row: Row) -> str:
+    """What in a sample cannot be, whatever the task; empty where nothing is wrong.
+
+    Numbers are finite, shares lie between 0 and 1, likelihoods are none above 1, counts are not negative, and what was
+    chosen is what the likelihoods say.
+    """
+    if not isinstance(row.get("id"), str) or not isinstance(row.get("group"), str):
+        return "there is no id or group"
+    for name, value in row.items():
+        if any(isinstance(one, float) and not math.isfinite(one) for one in _flat(value)):
+            return f"{name} is {value!r}"
+    share = row.get("correct", 0)
+    if not isinstance(share, int | float) or not 0 <= share <= 1:
+        return f"correct is {share!r}, which is no share"
+    for name in ("tokens", "words", "bytes", "truncated"):
+        if any(type(count) is not int or count < 0 for count in _flat(row.get(name, 0))):
+            return f"{name} is {row[name]!r}, which counts nothing"
+    if "loss" in row and not (isinstance(row["loss"], int | float) and row["loss"] >= -ROUNDING):
+        return f"the loss is {row['loss']!r}"
+    for one, other in PAIRED:
+        if isinstance(row.get(one), list) and isinstance(row.get(other), list) and len(row[one]) != len(row[other]):
+            return f"{one} and {other} are not as many"
+    return _unlike_its_likelihoods(row) if "loglikelihoods" in row else ""
+
+
+def _unlike_its_likelihoods(row: Row) -> str:
+    """What in the sample of a choice does not follow from its likelihoods."""
+    values, answer, gold = row["loglikelihoods"], row.get("answer"), row.get("gold")
+    if not isinstance(values, list) or not values or not all(isinstance(value, int | float) for value in values):
+        return f"the likelihoods are {values!r}"
+    if max(values) > ROUNDING:
+        return f"a choice has the log-likelihood {max(values):g}, and none lies above 0"
+    if 0 in _flat(row.get("tokens", 1)):
+        return "a choice has no token"
+    if answer is not None and (type(answer) is not int or not 0 <= answer < len(values)):
+        return f"the answer is {answer!r} of {len(values)} choices"
+    if type(gold) is int:
+        likeliest = max(range(len(values)), key=values.__getitem__)
+        if "acc" in row and row["acc"] != (likeliest == gold):
+            return f"acc is {row['acc']!r}, and the likeliest choice is {likeliest}, the right one {gold}"
+        if "correct" in row and answer is not None and row["correct"] != (answer == gold):
+            return f"correct is {row['correct']!r}, and the answer is {answer}, the right one {gold}"
+    return ""
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """A value, or what a list holds at any depth."""
+    if isinstance(value, list):
+        for inner in value:
+            yield from _flat(inner)
+    else:
+        yield value
 
 
 def completions_of(sink: Path) -> Path:
@@ -490,20 +562,16 @@ def load_samples(path: Path) -> tuple[dict[str, Any], list[Row]]:
     Raises BadInput where there is no such file, or it is cut short, damaged or of a newer schema.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BadInput(f"the samples {str(path)!r} cannot be read: {error.strerror}") from None
-    try:
-        owner, *rows = [json.loads(line) for line in data.splitlines()]
-        places = [row.pop("index") for row in rows]
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        raise BadInput(f"the samples {str(path)!r} are damaged or cut short; run it again") from None
-    schema = owner.get("schema") if isinstance(owner, dict) else None
+        owner, rows = read_lines(path, SAMPLES)
+        known = _by_position(rows, path)
+    except Damaged as error:
+        raise Damaged(f"{error}; run it again") from None
+    schema = owner.get("schema")
     if type(schema) is int and schema > SAMPLES_SCHEMA:
         raise BadInput(f"the samples {str(path)!r} are of schema {schema}, this mcbench knows up to {SAMPLES_SCHEMA}")
-    if schema != SAMPLES_SCHEMA or sorted(places) != list(range(len(rows))):
+    if schema != SAMPLES_SCHEMA or sorted(known) != list(range(len(rows))):
         raise BadInput(f"the samples {str(path)!r} are damaged or cut short; run it again")
-    return owner, [row for _, row in sorted(zip(places, rows, strict=True), key=lambda pair: int(pair[0]))]
+    return owner, [known[at] for at in range(len(rows))]
 
 
 def unit_of(metric: str) -> str:

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     "errors",
     "files",
+    "sealed",
     "items",
     "progress",
     "registry",

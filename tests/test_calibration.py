@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from sealing import rewrite_json
 from tiny import random_tokens, tiny_mixtral, tiny_model
 from torch import Tensor
 
@@ -299,7 +300,7 @@ def test_damaged_statistics_are_refused(tmp_path: Path, damage: str) -> None:
     calibrate(tiny_mixtral(), text(), ["token_count"]).save(tmp_path)
     if damage == "schema":
         path = tmp_path / "stats.json"
-        path.write_text(path.read_text().replace('"schema": 1', '"schema": 99'))
+        rewrite_json(path, lambda whole: whole.update(kind="calibration statistics 99"))
     else:
         (tmp_path / damage).write_bytes(b"{")
     with pytest.raises(BadInput):

@@ -89,14 +89,18 @@ def test_the_same_call_goes_on_and_still_knows_the_pairs(first: tuple[Record, Pa
     assert [r.value for r in again.results] == [r.value for r in record.results]
 
 
-def test_pairs_of_kept_samples_that_nobody_counted_are_declared(
-    first: tuple[Record, Path], model: Path, text: Path, tmp_path: Path
+def test_samples_whose_pairs_are_gone_are_answered_anew_and_counted(
+    first: tuple[Record, Path], model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ask(model, text, tmp_path)
-    for path in tmp_path.glob("*odp*/mini-piqa*.pairs.json"):
-        path.unlink()
-    routing = ask(model, text, tmp_path).routing
-    assert routing is not None and routing.uncounted == ("mini-piqa",)
+    (samples,), (pairs,) = (list(tmp_path.glob(f"*odp*/mini-piqa*.{end}")) for end in ("jsonl", "pairs.json"))
+    before = samples.read_bytes(), pairs.read_bytes()
+    pairs.unlink()
+    assert ask(model, text, tmp_path).routing == first[0].routing
+    assert (samples.read_bytes(), pairs.read_bytes()) == before
+    assert (
+        f"the pairs of the 4 samples in {str(samples)!r} are not known, so it is asked anew" in capsys.readouterr().err
+    )
 
 
 def test_a_policy_runs_on_the_uncompressed_model(model: Path, text: Path, tmp_path: Path) -> None:

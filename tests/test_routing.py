@@ -457,7 +457,7 @@ def test_thresholds_of_another_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="is one of 'naee', not of 'odp'"):
         ready("odp", tiny_mixtral(), fitted=str(folder))
     (folder / "policy.json").write_text("{")
-    with pytest.raises(BadInput, match="is damaged"):
+    with pytest.raises(BadInput, match="cut short or no sealed JSON; calibrate it again"):
         load_policy(folder, "naee", policy.method)
 
 

@@ -13,6 +13,7 @@ import pytest
 from records import sample_record
 from runs import answers, windows, write_run
 from scipy import stats
+from sealing import reseal
 
 from mcbench.allocation import BitAllocation
 from mcbench.cli import main
@@ -247,18 +248,26 @@ def test_two_baselines_that_differ_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda text: text.replace('"correct": true', '"correct": false', 1), "one of them was changed"),
-        (lambda text: text[:-40], "damaged or cut short"),
+        (lambda text: text.replace('"correct": true', '"correct": false', 1), "line 2 is not as it was written"),
+        (
+            lambda text: reseal(text.replace('"correct": true', '"correct": false', 1)),
+            "correct is False, and the answer",
+        ),
+        (lambda text: text[:-40], "it is cut short"),
         (lambda text: "\n".join(text.splitlines()[:-1]) + "\n", "give 0.707071 over 99, the record 0.7 over 100"),
         (lambda text: text.splitlines()[0] + "\n", "damaged"),
-        (lambda text: text.replace('"schema": 1', '"schema": 2'), "are of schema 2, this mcbench knows up to 1"),
-        (lambda text: text.replace("e" * 64, "f" * 64), "belong to another model"),
-        (lambda text: text.replace('"correct"', '"corect"'), "damaged"),
-        (lambda text: "[]\n[]\n", "damaged or cut short"),
-        (lambda text: "", "damaged or cut short"),
+        (
+            lambda text: reseal(text.replace('"schema": 2', '"schema": 3')),
+            "are of schema 3, this mcbench knows up to 2",
+        ),
+        (lambda text: reseal(text.replace("e" * 64, "f" * 64)), "belong to another model"),
+        (lambda text: reseal(text.replace('"correct"', '"corect"')), "damaged"),
+        (lambda text: "[]\n[]\n", "line 1 is not as it was written"),
+        (lambda text: "", "it is cut short"),
     ],
     ids=[
         "edited",
+        "edited and sealed again",
         "cut",
         "a line short",
         "empty",
