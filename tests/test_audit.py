@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -31,20 +33,23 @@ def off(audited: Audit, table: str, what: str) -> dict[str, Check]:
     return found
 
 
+def digest(rows: Iterable[tuple[str, ...]]) -> str:
+    return hashlib.sha256(repr(sorted(rows)).encode()).hexdigest()
+
+
 def test_the_figures_are_those_that_were_collected() -> None:
-    if not SHELF.is_dir():
-        pytest.skip("the published figures as collected, ../shared/published, are not beside the repository")
+    """By digest; where the tables as collected are at hand, that is theirs."""
     keys = ("table_id", "source", "model", "method", "bits", "setting", "metric", "value", "unit")
-    collected: Counter[tuple[str, ...]] = Counter()
-    for path in SHELF.glob("*.csv"):
-        if path.name not in DERIVED:
-            with path.open(encoding="utf-8", newline="") as file:
-                rows = [row for row in csv.DictReader(file) if not row["metric"].endswith("recomputed")]
-            collected.update(tuple(row[key] for key in keys) for row in rows)
-    shipped = Counter(
-        (f.table, f.source, f.model, f.method, f.bits, f.setting, f.metric, f.value, f.unit) for f in figures()
-    )
-    assert shipped == collected
+    shipped = [(f.table, f.source, f.model, f.method, f.bits, f.setting, f.metric, f.value, f.unit) for f in figures()]
+    assert digest(shipped) == "3d41c1cafa82fc3f45a07b24e5c001a3d0159bb99752a99171dfd1e2344af36b"
+    if SHELF.is_dir():
+        collected = []
+        for path in SHELF.glob("*.csv"):
+            if path.name not in DERIVED:
+                with path.open(encoding="utf-8", newline="") as file:
+                    rows = [row for row in csv.DictReader(file) if not row["metric"].endswith("recomputed")]
+                collected += [tuple(row[key] for key in keys) for row in rows]
+        assert sorted(shipped) == sorted(collected)
 
 
 def test_every_figure_names_its_document_and_is_a_number_or_blank() -> None:

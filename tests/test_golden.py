@@ -14,26 +14,24 @@ from mcbench.composition import METHODS
 from mcbench.method import Method
 from mcbench.stats import Array, CalibrationStats
 
-RELEASE = Path(__file__).parents[2] / "shared" / "published" / "mcmoe_release"
+RELEASE = Path(__file__).parent / "fixtures" / "mcmoe-release"
+COLLECTED = Path(__file__).parents[2] / "shared" / "published" / "mcmoe_release"
 MIXTRAL = WeightCount(32, 8, 3 * 4096 * 14336, 1_342_177_280, 0, 32 * 8 * 4096, 262_410_240)
-
-pytestmark = pytest.mark.skipif(
-    not RELEASE.is_dir(),
-    reason=f"the statistics of MC-MoE's release carry no licence and are not shipped: no {RELEASE}",
-)
 
 
 @pytest.fixture(scope="module")
 def stats() -> CalibrationStats:
-    rows = list(csv.DictReader((RELEASE / "expert_stats.csv").open()))
+    rows = list(csv.DictReader((RELEASE / "statistics.csv").open()))
 
     def column(name: str) -> Array:
         return np.array([float(row[name]) for row in rows]).reshape(32, 8)  # [L, E]
 
     tables = {
-        "token_count": column("act_count").astype(np.int64),
-        "routing_weight": column("act_weight_sum"),
-        "quantization_error:minmax": np.stack([column(f"eps_{bits}bit") for bits in (1, 2, 3)], axis=2),
+        "token_count": column("token_count").astype(np.int64),
+        "routing_weight": column("routing_weight"),
+        "quantization_error:minmax": np.stack(
+            [column(name) for name in ("error_1_bit", "error_2_bits", "error_3_bits")], axis=2
+        ),
     }
     return CalibrationStats(MIXTRAL, (1, 2, 3), tokens=262_144, top_k=2, tables=tables)
 
@@ -41,12 +39,32 @@ def stats() -> CalibrationStats:
 @pytest.fixture(scope="module")
 def published() -> dict[int, Array]:
     """[L, E] widths by the total of a layer."""
-    rows = list(csv.DictReader((RELEASE / "bit_allocations.csv").open()))
-    totals = sorted({int(row["total_bits_per_layer"]) for row in rows})
-    return {
-        total: np.array([[int(r[f"e{e}"]) for e in range(8)] for r in rows if int(r["total_bits_per_layer"]) == total])
-        for total in totals
+    layers: dict[int, list[list[int]]] = {}
+    for row in csv.DictReader((RELEASE / "allocations.csv").open()):
+        layers.setdefault(int(row["layer_total"]), []).append([int(width) for width in row["widths"]])
+    return {total: np.array(widths) for total, widths in layers.items()}
+
+
+def test_what_was_published_spends_its_totals_and_routes_every_token_twice(
+    stats: CalibrationStats, published: dict[int, Array]
+) -> None:
+    assert (stats.token_count.sum(axis=1) == 2 * 262_144).all()
+    assert {total: set(widths.sum(axis=1)) for total, widths in published.items()} == {
+        total: {total} for total in (12, 14, 16, 17, 18, 20)
     }
+
+
+def test_the_figures_are_those_that_were_collected(stats: CalibrationStats, published: dict[int, Array]) -> None:
+    if not COLLECTED.is_dir():
+        pytest.skip("compares the shipped figures with a copy read from MC-MoE's release, in ../shared/published")
+    rows = list(csv.DictReader((COLLECTED / "expert_stats.csv").open()))
+    assert [float(row["act_count"]) for row in rows] == list(stats.token_count.ravel())
+    assert [float(row["act_weight_sum"]) for row in rows] == list(stats.routing_weight.ravel())
+    errors = [[float(row[f"eps_{bits}bit"]) for bits in (1, 2, 3)] for row in rows]
+    assert errors == stats.quantization_error("minmax").reshape(256, 3).tolist()
+    for row in csv.DictReader((COLLECTED / "bit_allocations.csv").open()):
+        widths = published[int(row["total_bits_per_layer"])][int(row["layer"])]
+        assert [int(row[f"e{expert}"]) for expert in range(8)] == list(widths)
 
 
 def same_layers(method: Method, stats: CalibrationStats, published: dict[int, Array]) -> dict[int, int]:
