@@ -48,6 +48,7 @@ K = TypeVar("K", bound=Hashable)
 COUNTS = {
     "mmlu-5shot": 235,  # the first two subjects
     "gsm8k": 64,
+    "gsm8k-fixed": 64,
     "piqa": 200,
     "arc-easy": 200,
     "arc-challenge": 200,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from mcbench.errors import BadInput
 from mcbench.harness import HarnessTask
 
 
@@ -14,9 +11,10 @@ from mcbench.harness import HarnessTask
 class GSM8K(HarnessTask):
     """Greedy; the number after `####` must equal the answer (strict). The last number is judged as well (flexible).
 
+    Before each question stand other examples, drawn as lm-eval draws them with its own seed, so that every prompt is
+    lm-eval's. `gsm8k-fixed` shows the same examples before every question, which is read faster.
+
     shots: how many solved problems of the training split stand before each question.
-    examples: "fixed", the first ones, the same before every question, so that they are read once; "drawn", others
-        for every question, drawn as lm-eval does by default. The two give different numbers and have different ids.
     """
 
     definition = "gsm8k/gsm8k.yaml"
@@ -27,16 +25,7 @@ class GSM8K(HarnessTask):
     also = ("exact_match,flexible-extract",)
 
     shots: int = 5
-    examples: str = "fixed"
-
-    def __post_init__(self) -> None:
-        if self.examples not in ("fixed", "drawn") or self.shots < 0:
-            raise BadInput(f"examples are 'fixed' or 'drawn' and their number is not negative, not {self}")
 
     def example_count(self) -> int:
         """As many as `shots`."""
         return self.shots
-
-    def changes(self) -> Mapping[str, Any]:
-        """Fixed examples are those of lm-eval's own `first_n` sampler."""
-        return {"fewshot_config": {"sampler": "first_n"}} if self.examples == "fixed" else {}

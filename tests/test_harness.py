@@ -1,5 +1,6 @@
 """The official tasks give lm-eval's numbers: the same requests, log-likelihoods, decisions and metrics as its own
-transformers backend, however requests are batched, on real questions; and its stored requests of the whole splits."""
+transformers backend, however requests are batched, on made-up rows in the published forms and on the real ones where
+they are at hand; and its stored requests of the whole splits."""
 
 from __future__ import annotations
 
@@ -12,11 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import made_up
 import pytest
+from made_up import SHARED
 from tiny import tiny_tokenizer, tiny_transformer
 
 from mcbench.catalogue import TASKS
-from mcbench.datasets import data_folder
+from mcbench.datasets import SETS, data_folder
 from mcbench.errors import BadInput
 from mcbench.evaluation import Completion, LanguageModel
 from mcbench.harness import HarnessTask
@@ -24,18 +27,24 @@ from mcbench.model import load_model
 from mcbench.pipeline import Exam
 from mcbench.task import Scores, _made, items_of
 
-DATA = Path(__file__).parent.parent.parent / "shared" / "data"
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"the published sets are not in {DATA.name!r} beside here")
-
 ZERO_SHOT = ("piqa", "arc-easy", "arc-challenge", "boolq", "hellaswag", "winogrande", "mathqa", "mmlu")
-OFFICIAL = (*ZERO_SHOT, "mmlu-5shot", "gsm8k", "wikitext2-word")
+OFFICIAL = (*ZERO_SHOT, "mmlu-5shot", "gsm8k", "gsm8k-fixed", "wikitext2-word")
 ARCHITECTURES = ("mixtral", "qwen2_moe", "gpt_oss", "olmoe")  # plain, shared experts, sliding window, other norms
 NEW_TOKENS = 8  # of a generation in these tests
 
 
+@pytest.fixture(scope="module")
+def made_up_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_up.write(tmp_path_factory.mktemp("sets"))
+
+
 @pytest.fixture(autouse=True)
-def _published_sets() -> Iterator[None]:
-    with data_folder(DATA):
+def _sets(made_up_folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The made-up sets, or the published ones for a test that is marked as needing them."""
+    real = request.node.get_closest_marker("skipif") is not None
+    if not real:
+        made_up.install(monkeypatch)
+    with data_folder(SHARED if real else made_up_folder):
         yield
 
 
@@ -61,13 +70,11 @@ def reference() -> LanguageModel:
 @pytest.fixture(autouse=True)
 def _short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model never stops by itself."""
-    changes = TASKS.get("gsm8k").changes  # type: ignore[attr-defined]
     kept = {"until": ["Question:", "</s>", "<|im_end|>"], "do_sample": False, "temperature": 0.0}
-    monkeypatch.setattr(
-        TASKS.get("gsm8k"),
-        "changes",
-        lambda self: {**changes(self), "generation_kwargs": {**kept, "max_gen_toks": NEW_TOKENS}},
-    )
+    written = {"generation_kwargs": {**kept, "max_gen_toks": NEW_TOKENS}}
+    for name in ("gsm8k", "gsm8k-fixed"):
+        changes = TASKS.get(name).changes  # type: ignore[attr-defined]
+        monkeypatch.setattr(TASKS.get(name), "changes", lambda self, changes=changes: {**changes(self), **written})
 
 
 def by_lm_eval(task: HarnessTask, lm: Any, count: int) -> dict[str, Any]:
@@ -119,17 +126,100 @@ def require_equal(task: HarnessTask, scores: Scores, expected: dict[str, Any]) -
 # -- the same requests
 
 
-@pytest.mark.parametrize("name", OFFICIAL)
-def test_requests_are_those_that_lm_eval_builds(name: str) -> None:
-    from mcbench.harness_model import requests_of
+def asked_by_lm_eval(name: str, rows: dict[str, list[Any]], folder: Path, limit: int | None) -> list[Any]:
+    """The arguments of every request that `lm_eval.simple_evaluate` makes of its own task on these rows, in its order.
 
-    for settings in [{}, {"examples": "drawn"}] if name == "gsm8k" else [{}]:
-        task = official(name, **settings)
-        (part,) = task.parts(items_of(task)[:12])  # type: ignore[arg-type]
-        ours = [request.args for requests in requests_of(part.task) for request in requests]
-        theirs = next(task.parts(items_of(task)[:12])).task  # type: ignore[arg-type]
-        theirs.build_all_requests()
-        assert ours == [request.args for request in theirs.instances]
+    Nothing of ours is in between: its registry, its loader of JSON files, its sampler with its default seed.
+    """
+    import yaml
+    from lm_eval import simple_evaluate
+    from lm_eval.api.model import LM
+    from lm_eval.tasks import TaskManager
+
+    from mcbench.harness_model import DEFINITIONS, SPLITS, definition
+
+    class Notes(LM):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked: list[Any] = []
+
+        def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+            self.asked += [request.args for request in requests]
+            return [(-1.0, False)] * len(requests)
+
+        def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+            self.asked += [request.args for request in requests]
+            return [-1.0] * len(requests)
+
+        def generate_until(self, requests: list[Any]) -> list[str]:
+            self.asked += [request.args for request in requests]
+            return [""] * len(requests)
+
+    asked = official(name)
+    path = asked.definition.format(group=GROUPS.get(name, ""))
+    named = {definition(path).get(key) for key in SPLITS} - {None}
+    files = {}
+    for split, found in {**dict.fromkeys(named, rows[asked.split]), **rows}.items():  # unused ones must exist
+        files[split] = str(folder / f"{split}.jsonl")
+        Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    own = {
+        "include": str(DEFINITIONS / path),
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": files, "cache_dir": str(folder / "cache")},
+        "num_fewshot": asked.example_count(),
+    }
+    (folder / "task.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
+    notes = Notes()
+    manager = TaskManager(include_defaults=False)
+    simple_evaluate(
+        model=notes, tasks=[str(folder / "task.yaml")], task_manager=manager, limit=limit, bootstrap_iters=0
+    )
+    return notes.asked
+
+
+GROUPS = {"mmlu": "abstract_algebra", "mmlu-5shot": "astronomy"}
+
+
+def require_the_requests_of_lm_eval(name: str, folder: Path, limit: int | None) -> None:
+    task = official(name)
+    group = GROUPS.get(name, "")
+    splits = [split for split in (task.split, task.examples_split or ("dev" if group else "train")) if split]
+    splits = [split for split in splits if split in SETS[task.data].forms]
+    rows = {split: [r for r in task.rows(split).rows if not group or r["subject"] == group] for split in splits}
+    items = [item for item in items_of(task) if item.group == group][:limit]
+    ours = [request.args for each in task._ask(items) for request in each.requests]
+    theirs = asked_by_lm_eval(name, rows, folder, limit)
+    assert len(ours) >= 3
+    if isinstance(theirs[0][-1], dict):
+        ours, theirs = ([args[0] for args in side] for side in (ours, theirs))  # how long an answer is, tests shorten
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("name", [name for name in OFFICIAL if name != "gsm8k-fixed"])
+def test_every_request_is_the_one_that_lm_eval_makes_of_its_own_task(name: str, tmp_path: Path) -> None:
+    require_the_requests_of_lm_eval(name, tmp_path, None)
+
+
+@made_up.shared
+@pytest.mark.parametrize("name", ["gsm8k"])
+def test_every_prompt_of_the_whole_split_is_lm_evals(name: str, tmp_path: Path) -> None:
+    require_the_requests_of_lm_eval(name, tmp_path, None)
+
+
+def test_a_limit_asks_the_prompts_that_lm_eval_asks_under_it(tmp_path: Path) -> None:
+    require_the_requests_of_lm_eval("gsm8k", tmp_path, 7)
+
+
+def test_fixed_examples_stand_before_every_question_and_are_a_task_of_their_own() -> None:
+    prompts = {
+        name: [each.requests[0].args[0] for each in official(name)._ask(items_of(official(name)))]
+        for name in ("gsm8k", "gsm8k-fixed")
+    }
+    beginnings = {name: {prompt.rpartition("Question:")[0] for prompt in found} for name, found in prompts.items()}
+    assert (len(beginnings["gsm8k-fixed"]), len(beginnings["gsm8k"])) == (1, 20)
+    assert not set(prompts["gsm8k"]) & set(prompts["gsm8k-fixed"])
+    assert all(prompt.count("Question:") == 6 for found in prompts.values() for prompt in found)
 
 
 TARGETS = {
@@ -142,12 +232,13 @@ TARGETS = {
 }
 
 
+@made_up.shared
 @pytest.mark.parametrize("name", TARGETS)
 def test_whole_splits_give_the_requests_and_metrics_that_an_older_lm_eval_stored(name: str) -> None:
     """The request hash, and the metrics of random answers, of its version 0: an independent tool and dataset copy."""
     from mcbench.harness_model import metrics_of
 
-    targets = json.loads((DATA / "lm_eval_targets" / "lm_eval_v0_targets.json").read_text())
+    targets = json.loads((SHARED / "lm_eval_targets" / "lm_eval_v0_targets.json").read_text())
     task = official(name)
     asked = task._ask(items_of(task))
     random.Random(42).shuffle(asked)
@@ -183,6 +274,14 @@ def test_the_reference_model_answers_as_with_lm_evals_own_backend(name: str) -> 
     count = 2 if name == "wikitext2-word" else 8
     expected = by_lm_eval(task, hflm(lm, 8), count)
     require_equal(task, first_answers(task, lm, count), expected)
+
+
+@made_up.shared
+def test_real_questions_are_answered_as_with_lm_evals_own_backend() -> None:
+    for name in OFFICIAL:
+        task, lm = official(name), reference()
+        count = 1 if name == "wikitext2-word" else 5
+        require_equal(task, first_answers(task, lm, count), by_lm_eval(task, hflm(lm, 8), count))
 
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 3000, 12_000, 48_000])
@@ -252,7 +351,7 @@ def test_an_official_task_says_what_it_is(name: str) -> None:
 
 def test_the_protocol_changes_with_examples_and_data() -> None:
     tasks = [official("mmlu-5shot"), official("mmlu-5shot", shots=4), official("mmlu")]
-    tasks += [official("gsm8k"), official("gsm8k", examples="drawn"), official("gsm8k", shots=4)]
+    tasks += [official("gsm8k"), official("gsm8k-fixed"), official("gsm8k", shots=4)]
     hashes = {task.protocol.partition("@")[2] for task in tasks}
     assert len(hashes) == len(tasks)
 
@@ -265,7 +364,7 @@ def test_guessing_is_worth_one_choice_in_all(name: str, chance: float) -> None:
 def test_questions_about_one_passage_say_so_and_keep_their_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     boolq = official("boolq")
     items, protocol = items_of(boolq), boolq.protocol
-    assert (len(items), len({item.passage for item in items})) == (3270, 2939)
+    assert (len(items), len({item.passage for item in items})) == (20, 10)
     (row,) = boolq.evaluate(language_model(), limit=1).samples
     assert row["passage"] == items[0].passage
     monkeypatch.setattr(type(boolq), "passage_column", "")
@@ -277,10 +376,10 @@ def test_questions_about_one_passage_say_so_and_keep_their_protocol(monkeypatch:
 def test_mmlu_weighs_a_subject_by_its_size() -> None:
     task, lm = official("mmlu"), language_model()
     some = [item for item in items_of(task) if item.group in ("astronomy", "anatomy")]
-    rows = [row for batch in task._answer(lm, some[125:160], frozenset()) for row in batch.values()]
+    rows = [row for batch in task._answer(lm, some, frozenset()) for row in batch.values()]
     sizes = {group: sum(row["group"] == group for row in rows) for group in ("astronomy", "anatomy")}
     scores = task._scores(rows, 0.0, True)
-    assert sizes == {"anatomy": 10, "astronomy": 25}
+    assert sizes == {"anatomy": 10, "astronomy": 15}
     pooled = sum(scores.groups[group].value * size for group, size in sizes.items()) / len(rows)
     assert scores.value == pytest.approx(pooled, abs=1e-12)
 
@@ -297,11 +396,13 @@ def test_what_does_not_fit_the_window_is_cut_and_counted() -> None:
 def test_too_few_examples_are_refused() -> None:
     with pytest.raises(BadInput, match="needs 6 examples of 'abstract_algebra', and there are 5"):
         official("mmlu-5shot", shots=6).evaluate(language_model(), limit=1)
-    with pytest.raises(BadInput, match="'fixed' or 'drawn'"):
-        official("gsm8k", examples="some")
+    with pytest.raises(BadInput, match="0 examples or more"):
+        official("gsm8k", shots=-1)
 
 
-def test_a_run_finds_absent_and_too_few_examples_at_the_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_finds_absent_and_too_few_examples_at_the_door(
+    made_up_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -312,10 +413,10 @@ def test_a_run_finds_absent_and_too_few_examples_at_the_door(tmp_path: Path, mon
     with pytest.raises(BadInput) as refused:
         Exam(tasks, tmp_path, None, False).require_data()
     few, fewer = str(refused.value).split("\n")
-    assert few == "gsm8k needs 8000 examples of 'gsm8k', and there are 7473: ask for fewer shots"
+    assert few == "gsm8k needs 8000 examples of 'gsm8k', and there are 60: ask for fewer shots"
     assert fewer.startswith("mmlu-5shot needs 9 examples of 'abstract_algebra', and there are 5")
     (tmp_path / "gsm8k").mkdir()
-    (file,) = (DATA / "gsm8k").glob("test.jsonl*")
+    file = made_up_folder / "gsm8k" / "test.jsonl"
     (tmp_path / "gsm8k" / file.name).symlink_to(file)
     with data_folder(tmp_path), pytest.raises(BadInput) as refused:
         Exam((official("gsm8k"), official("mmlu-5shot")), tmp_path, None, False).require_data()
