@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import made_up
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores; set before torch is imported
@@ -26,3 +28,16 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def made_up_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a few made-up rows of every published set, in the forms in which they are published."""
+    return made_up.write(tmp_path_factory.mktemp("sets"))
+
+
+@pytest.fixture
+def sets(made_up_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That folder, in a test for which each set is officially as large as its made-up rows."""
+    made_up.install(monkeypatch)
+    return made_up_folder

@@ -97,7 +97,7 @@ def files() -> dict[str, str]:
         rng = random.Random(name)
         samples = {
             str(at): {
-                "origin_prompt": f"{sentences(rng, 30)}\nQuestion: what?\nAnswer:",
+                "origin_prompt": f"{sentences(rng, 60)}\nQuestion: what?\nAnswer:",
                 "prediction": sentences(rng, 1),
                 "gold": {"answers": answers, "all_classes": classes} if classes else answers,
                 "time": 1.0,

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow
 import pytest
 from huggingface_hub import constants
+from made_up import SHARED, shared
 from pyarrow import parquet
 
 from mcbench import datasets
@@ -23,9 +24,6 @@ from mcbench.catalogue import served
 from mcbench.datasets import SETS, DataSet, current_folder, data_folder, load, look
 from mcbench.errors import BadInput, UnknownName
 from mcbench.report import data_table
-
-SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
-shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real sets are not beside this checkout")
 
 
 @pytest.fixture(autouse=True)
@@ -136,37 +134,20 @@ def test_every_real_set_is_whole_in_the_columns_of_the_hub() -> None:
             assert found.origin["rows"] == len(found.rows)
 
 
-@shared
-def test_the_digest_is_that_of_the_file(tmp_path: Path) -> None:
-    lines = (SHARED / "SHA256SUMS").read_text().splitlines()
-    known = {name.removeprefix("./"): digest for digest, name in (line.split(maxsplit=1) for line in lines)}
-    found = load("gsm8k", "test", SHARED)
-    assert found.sha256 == known[found.source]
-
-
-@shared
-@pytest.mark.parametrize("name", ["piqa", "winogrande", "arc-challenge"])
-def test_a_saved_dataset_gives_the_rows_of_the_published_files(name: str, tmp_path: Path) -> None:
-    (tmp_path / "hub").symlink_to(SHARED / "hf_save_to_disk")
-    saved = load(name, "validation", tmp_path / "hub")
-    assert saved.source.endswith(".arrow")
-    assert saved.rows == load(name, "validation", SHARED).rows
-
-
-@shared
-def test_the_text_of_hellaswag_makes_the_contexts_of_the_published_lines() -> None:
-    clean = pytest.importorskip("lm_eval.tasks.hellaswag.utils").preprocess
-    text = load("hellaswag", "validation", SHARED)
-    assert text.source.endswith(".bz2")
-
-    def key(row: dict[str, Any]) -> tuple[str, tuple[str, ...], str]:
-        context = clean(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
-        return context, tuple(clean(ending).strip() for ending in row["endings"]), row["label"]
-
-    known = {key(row) for row in text.rows}
-    original = datasets._hellaswag([SHARED / "hellaswag" / "hellaswag_val_1000.jsonl"])
-    missing = [row for row in original if key(row) not in known]
-    assert not missing, missing[:2]
+@pytest.mark.parametrize("name", ["piqa", "winogrande", "arc-challenge", "boolq", "gsm8k", "mathqa", "mmlu"])
+@pytest.mark.parametrize("form", ["arrow", "parquet"])
+def test_a_table_gives_the_rows_of_the_published_files(name: str, form: str, sets: Path, tmp_path: Path) -> None:
+    data = SETS[name]
+    split, (repository, config) = next(iter(data.forms)), data.hub or ("", None)
+    rows = list(load(name, split, sets).rows)
+    place = tmp_path / repository.split("/")[-1] / (config or "plain_text")
+    if form == "arrow":
+        write_arrow(place / split / "data-00000-of-00001.arrow", rows)
+    else:
+        place.mkdir(parents=True)
+        parquet.write_table(table(rows), place / f"{split}-00000-of-00001.parquet")
+    saved = load(name, split, tmp_path)
+    assert saved.source.endswith(form) and list(saved.rows) == rows
 
 
 # -- small files, in each of the forms
@@ -524,9 +505,8 @@ def test_an_empty_folder_serves_what_needs_no_file(tmp_path: Path) -> None:
     assert look("piqa", "validation", write(tmp_path, SMALL["piqa"][1])).problem.endswith("cut short, or another set")
 
 
-@shared
-def test_the_real_sets_serve_every_task() -> None:
-    found = served(SHARED)
+def test_a_folder_of_every_set_serves_every_task(sets: Path) -> None:
+    found = served(sets)
     assert {"wikitext2", "c4", "humaneval", "niah"} <= {task for task, _ in found}
     for task, looks in found:
         assert all(one.rows is not None for one in looks), task

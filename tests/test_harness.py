@@ -33,11 +33,6 @@ ARCHITECTURES = ("mixtral", "qwen2_moe", "gpt_oss", "olmoe")  # plain, shared ex
 NEW_TOKENS = 8  # of a generation in these tests
 
 
-@pytest.fixture(scope="module")
-def made_up_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made_up.write(tmp_path_factory.mktemp("sets"))
-
-
 @pytest.fixture(autouse=True)
 def _sets(made_up_folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The made-up sets, or the published ones for a test that is marked as needing them."""

@@ -38,9 +38,6 @@ from mcbench.pipeline import Exam, run
 from mcbench.sweep import TRIED_ITEMS, make_grid, plan
 from mcbench.task import SampleFile, Task, items_of, perplexity, spread
 
-SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
-shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real sets are not beside this checkout")
-
 
 @cache
 def language_model(window: int = 8192, **dropped: None) -> LanguageModel:
@@ -94,9 +91,8 @@ def test_what_a_models_window_cannot_hold_is_named_before_anything_is_asked() ->
     Exam(tasks, Path("nowhere"), 1, False).require_room(4096)
 
 
-@shared
-def test_a_written_answer_of_lm_evals_tasks_needs_room_too() -> None:
-    with data_folder(SHARED):
+def test_a_written_answer_of_lm_evals_tasks_needs_room_too(sets: Path) -> None:
+    with data_folder(sets):
         with pytest.raises(BadInput, match="gsm8k writes up to 256 tokens, .* window of 256: leave it out"):
             select_tasks("gsm8k")[0].require_room(256)
         select_tasks("gsm8k")[0].require_room(257)
@@ -160,12 +156,11 @@ def silent() -> LanguageModel:
     return LanguageModel(model, tiny_tokenizer())
 
 
-@shared
 @pytest.mark.parametrize(
     "name", ["gsm8k", "humaneval(samples=1, k=1)", "humaneval(samples=2, k=2)", "niah(lengths=(512,))"]
 )
-def test_an_empty_completion_is_wrong_and_recorded(name: str) -> None:
-    with data_folder(SHARED):
+def test_an_empty_completion_is_wrong_and_recorded(name: str, sets: Path) -> None:
+    with data_folder(sets):
         scores = select_tasks(name)[0].evaluate(silent(), limit=2, allow_code_execution=True)
     assert (scores.value, scores.n, scores.truncated) == (0.0, 2, 0)
     for row in scores.samples:
@@ -539,10 +534,9 @@ def test_what_takes_long_before_the_first_answer_is_said(
     assert shown["data"] == 2 and shown["tokens"] is not None
 
 
-@shared
-def test_requests_of_lm_evals_tasks_are_counted_as_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_of_lm_evals_tasks_are_counted_as_they_are_made(sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted, seen = counting()
     monkeypatch.setattr("mcbench.harness.inner", seen)
-    with data_folder(SHARED):
+    with data_folder(sets):
         select_tasks("gsm8k")[0].evaluate(silent(), limit=3)
     assert counted["requests"] == [3, 3]
