@@ -27,10 +27,11 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 from mcbench.catalogue import select_tasks
+from mcbench.comparable import unlike
 from mcbench.comparison import evidence
 from mcbench.errors import BadInput, UnknownName
 from mcbench.files import write_whole
-from mcbench.leaderboard import pipe_table, unlike
+from mcbench.leaderboard import pipe_table
 from mcbench.record import FILE_NAME, Record, Result
 from mcbench.registry import names_in
 from mcbench.report import bit_figure

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import inspect
 import itertools
 import json
@@ -18,6 +19,7 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -43,6 +45,15 @@ SCORED_AT_ONCE = 2**18  # logits, so that several passes over them stay in the p
 SCORED_AT_ONCE_ELSEWHERE = 2**26  # on other devices, whose steps cost more than their passes; a quarter of a GB
 TEXTS_AT_A_TIME = 1024  # for the tokenizer, so that its progress shows
 DRAWS = 4  # of a token, before a vocabulary is sorted instead
+# settings that an answer may depend on in its last bits, and our modules that it goes through
+COMPUTING = (
+    "dtype", "experts_implementation", "attention_implementation", "window", "tokens_per_batch", "prefix_sharing",
+    "drafts", "device", "computed_by",
+)  # fmt: skip
+OWN_CODE = (
+    "attention", "caches", "drafts", "evaluation", "experts", "lastlayer", "model", "policy", "prefixes", "router",
+    "routing", "stand_in", "trunk",
+)  # fmt: skip
 CACHE_SHARE = 8  # a cached token counts as this fraction of one that is computed when a batch is filled
 
 WindowStyle = Literal["rolling", "disjoint"]
@@ -273,9 +284,8 @@ class LanguageModel:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what decides an answer: weights, tokenizer, precision, way of computing."""
-        parts = [self.identity, _tokenizer_digest(self.tokenizer), *map(str, self.settings().values())]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        """SHA-256 of all that an answer could depend on to the last bit: weights, tokenizer, precision, computing."""
+        return fingerprint_of(self.identity, self.tokenizer, self.settings())
 
     def settings(self) -> dict[str, Any]:
         """How answers are computed, for the record."""
@@ -287,6 +297,8 @@ class LanguageModel:
             "tokens_per_batch": self.tokens_per_batch,
             "prefix_sharing": self.sharing,
             "drafts": self.drafts,
+            "device": self.model.device.type,
+            "computed_by": computed_by(),
         }
 
     # -- log-likelihoods
@@ -1153,6 +1165,22 @@ def weights_digest(model: torch.nn.Module) -> str:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def fingerprint_of(identity: str, tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any]) -> str:
+    """The fingerprint of the model of that identity, computed with such settings, those of an older record included."""
+    ways = [str(settings[name]) for name in COMPUTING if name in settings]
+    return hashlib.sha256("\n".join([identity, _tokenizer_digest(tokenizer), *ways]).encode()).hexdigest()
+
+
+@functools.cache
+def computed_by() -> str:
+    """The code behind an answer: a digest of ours, the versions of the libraries."""
+    ours = hashlib.sha256()
+    for name in OWN_CODE:
+        ours.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    libraries = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "tokenizers")]
+    return ", ".join([f"mcbench {ours.hexdigest()[:12]}", *libraries])
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:

@@ -1,8 +1,7 @@
 """Records in, tables out: what may be compared stands in one table, what may not stands apart, and nothing is typed.
 
-Two runs share a table when they compressed the same weights, were compared with the same uncompressed model, were
-calibrated on the same tokens, keep what is not a routed expert at the same precision, and asked the same tasks the
-same way. The uncompressed model fits wherever the rest agrees.
+What two runs must share to stand in one table is told in `mcbench.comparable`. The uncompressed model fits wherever
+the rest agrees.
 
 What has to be said beside the figures stands in `notes.md` in the folder of the tables, and goes above them.
 """
@@ -16,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mcbench.comparable import Subject, calibration_of, newest, uncompressed, unlike
 from mcbench.errors import BadInput, CheckFailed
 from mcbench.files import write_whole
 from mcbench.page import Cell, Head, Line, Sheet, Significance, page, read_significance
@@ -30,7 +30,9 @@ NOTES = "notes.md"
 ASKED = "§"  # after a score
 PAGE = 40  # rows of a table that a printed page holds
 CLEAR_ERRORS = 2  # standard errors beyond which a paired difference is marked
-SAME_BASELINE = 1e-3  # relative: two machines may differ that much in the score of the same uncompressed model
+# two machines and two ways of computing may differ that much in the score of the same uncompressed model
+SAME_BASELINE = 1e-3  # relative, of a perplexity
+SAME_SHARE = 0.01  # of the items, or one item: an answer may turn where two are as good as equal
 BITS = ("asked", "experts", "label", "whole model", "stored")
 DIFFERENCES = (
     "### Differences to the uncompressed model",
@@ -48,6 +50,7 @@ class Column:
     protocol: str
     metric: str
     n: tuple[int, ...]
+    share: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,13 @@ class Table:
             for result in record.results:
                 found.setdefault(result.protocol, []).append(result)
         return tuple(
-            Column(members[0].task, protocol, metric_name(members[0]), tuple(sorted({r.n for r in members if r.n})))
+            Column(
+                members[0].task,
+                protocol,
+                metric_name(members[0]),
+                tuple(sorted({r.n for r in members if r.n})),
+                is_share(members[0]),
+            )
             for protocol, members in found.items()
         )
 
@@ -149,7 +158,7 @@ def tabulate_records(
     Raises BadInput where nothing is left, or where the same uncompressed model scored differently in two records.
     """
     whole = [record for record in records if record.results and not record.partial]
-    kept = list({_run(record): record for record in sorted(whole, key=lambda r: (r.created, r.digest))}.values())
+    kept = newest(whole, _run)
     notes = [
         note
         for count, note in (
@@ -205,13 +214,13 @@ def _run(record: Record) -> tuple[object, ...]:
     parts = tuple((part.name, part.source_digest) for part in record.parts)
     tests = tuple(sorted(result.protocol for result in record.results))
     asked = (record.method, parts, record.bits.asked, record.bits.asked_as, record.allocation, record.seed)
-    return (*asked, _comparison(record), _calibration(record), tests)
+    return (*asked, calibration_of(record), tests)
 
 
 def _rank(record: Record) -> tuple[object, ...]:
     return (
         record.model.name,
-        not _uncompressed(record),
+        not uncompressed(record),
         -record.bits.stored,
         record.method,
         record.seed,
@@ -219,65 +228,17 @@ def _rank(record: Record) -> tuple[object, ...]:
     )
 
 
-def _uncompressed(record: Record) -> bool:
-    return record.bits.expert == record.bits.label == 16 and record.routing is None
-
-
-def _comparison(record: Record) -> tuple[object, ...]:
-    return record.model.digest, record.baseline or record.fingerprint
-
-
-def _calibration(record: Record) -> str:
-    """The digest of the tokens that the method learnt from, be it how to compress or which experts to run."""
-    if record.calibration is not None:
-        return record.calibration.digest
-    learnt = record.routing.provenance if record.routing is not None and record.routing.tables else {}
-    return str(learnt.get("data", ""))
-
-
 def _grouped(records: Sequence[Record]) -> list[list[Record]]:
     """Records in rank order, each in the first group that it fits; what fits more than one is in all of them."""
     groups: list[list[Record]] = []
     # what restricts a table most opens it; the uncompressed model would share any of them
-    for record in sorted(records, key=lambda r: (_uncompressed(r), not _calibration(r))):
+    for record in sorted(records, key=lambda r: (uncompressed(r), not calibration_of(r), not r.model.tokenizer)):
         homes = [group for group in groups if all(_comparable(record, other) for other in group)]
         if not homes:
             groups.append([record])
-        for home in homes[:1] if _calibration(record) else homes:
+        for home in homes[:1] if calibration_of(record) and record.model.tokenizer else homes:
             home.append(record)
     return sorted((sorted(group, key=_rank) for group in groups), key=lambda group: _rank(group[0]))
-
-
-def unlike(one: Record, other: Record, *, seeds: bool = False) -> list[str]:
-    """Why two records may not be compared, each reason in words; none where they may.
-
-    seeds: whether records compare that were calibrated on different draws from one text, as different seeds make them.
-    """
-    calibrated = {digest for record in (one, other) if (digest := _calibration(record))}
-    precision = {
-        (record.allocation.attention, record.allocation.shared, record.allocation.router)
-        for record in (one, other)
-        if not _uncompressed(record)
-    }
-    protocols = {result.task: result.protocol for result in one.results}
-    asked = [r.task for r in other.results if protocols.get(r.task, r.protocol) != r.protocol]
-    weights, baseline = (mine == theirs for mine, theirs in zip(_comparison(one), _comparison(other), strict=True))
-    reasons = {
-        "they compressed different weights": not weights,
-        "they were measured against different uncompressed models, or computed differently": weights and not baseline,
-        "they were calibrated on different tokens": len(calibrated) > 1 and not (seeds and redrawn(one, other)),
-        "they keep attention, shared experts or router at different precisions": len(precision) > 1,
-        f"they were asked in different ways in {', '.join(asked)}": bool(asked),
-    }
-    return [reason for reason, holds in reasons.items() if holds]
-
-
-def redrawn(one: Record, other: Record) -> bool:
-    """Whether two records were calibrated on as many tokens of one text, drawn with different seeds."""
-    drawn, again = one.calibration, other.calibration
-    if drawn is None or again is None or drawn.seed == again.seed or drawn.digest == again.digest:
-        return False
-    return (drawn.source, drawn.samples, drawn.length) == (again.source, again.samples, again.length)
 
 
 def _comparable(one: Record, other: Record) -> bool:
@@ -291,11 +252,12 @@ def require_one_baseline(table: Table) -> None:
         known = [
             (record, value)
             for record, cell in cells
-            if cell is not None and (value := cell.value if _uncompressed(record) else cell.baseline) is not None
+            if cell is not None and (value := cell.value if uncompressed(record) else cell.baseline) is not None
         ]
         for record, value in known[1:]:
             first, expected = known[0]
-            if not math.isclose(value, expected, rel_tol=SAME_BASELINE):
+            turned = max(SAME_SHARE, 1 / max(column.n, default=1)) if column.share else 0.0
+            if not math.isclose(value, expected, rel_tol=SAME_BASELINE, abs_tol=turned * (1 + 1e-9)):
                 raise BadInput(
                     f"two baselines differ in {column.task}: {expected:g} in the record of {first.method!r} "
                     f"({first.digest[:12]}), {value:g} in that of {record.method!r} ({record.digest[:12]}); "
@@ -408,8 +370,8 @@ def _title(table: Table) -> str:
 
 def _facts(table: Table) -> list[str]:
     """What all rows share."""
-    model, compressed = table.records[0].model, [r for r in table.records if not _uncompressed(r)]
-    facts = [f"weights {model.digest[:12]}, compared with {str(_comparison(table.records[0])[1])[:12]}"]
+    model, compressed = table.records[0].model, [r for r in table.records if not uncompressed(r)]
+    facts = [f"weights {model.digest[:12]}{''.join(f', {fact}' for fact in _subject(table))}"]
     if compressed:
         kept = compressed[0].allocation
         facts.append(f"bits of attention {kept.attention}, shared experts {kept.shared}, router {kept.router}")
@@ -419,6 +381,19 @@ def _facts(table: Table) -> list[str]:
     if any(asked_share(result) is not None for record in table.records for result in record.results):
         facts.append(f"{ASKED} the method was calibrated on text that this task asks")
     return facts
+
+
+def _subject(table: Table) -> list[str]:
+    """The precision, context and tokenizer of every row, as far as the records know them."""
+    subjects = [Subject.of(record) for record in table.records]
+    window = next((subject.window for subject in subjects if subject.window is not None), None)
+    tokenizer = next((subject.tokenizer for subject in subjects if subject.tokenizer), "")
+    dtype = next((subject.dtype for subject in subjects if subject.dtype), "")
+    return [
+        *([f"computed in {dtype}"] if dtype else []),
+        *([f"context of {window} tokens"] if window is not None else []),
+        *([f"tokenizer {tokenizer[:12]}"] if tokenizer else []),
+    ]
 
 
 def _markdown(tables: Sequence[Table], notes: Sequence[str], beside: str) -> str:
@@ -475,7 +450,7 @@ def sheet(table: Table) -> Sheet:
                     *(_mean_cell(table, record, members) for members in means.values()),
                 ),
                 tuple(_change(cell) for cell in cells),
-                _uncompressed(record),
+                uncompressed(record),
             )
         )
     heads = (*map(Head, BITS), *tasks, *averages)

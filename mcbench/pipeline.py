@@ -713,6 +713,8 @@ def _record(
 ) -> Record:
     import torch
 
+    from mcbench.text import tokenizer_digest
+
     count = moe.weight_count()
     budget, sizes = learnt.budget, learnt.sizes
     plain = {task.name: scores for task, scores in before.scores}
@@ -741,6 +743,7 @@ def _record(
             experts=moe.experts,
             top_k=moe.top_k,
             count=count,
+            tokenizer=tokenizer_digest(moe.tokenizer) if moe.tokenizer is not None else "",
         ),
         bits=recorded.Bits(
             asked=budget.asked if budget else None,

@@ -28,6 +28,7 @@ from mcbench.checkpoint import COMPRESSION, WEIGHTS, first_sentence, is_compress
 from mcbench.composition import Composition, compose, defaults
 from mcbench.compression import uncompressed_sizes
 from mcbench.errors import BadInput
+from mcbench.evaluation import fingerprint_of
 from mcbench.experts import IMPLEMENTATION, PROJECTIONS
 from mcbench.model import MoEModel, load_model
 from mcbench.pipeline import Bench, Exam, alone_in, language_model, source_digest
@@ -158,11 +159,14 @@ def profile(
             with subject.routed():
                 lm = language_model(moe, subject.identity, subject.policy, check=False)
                 fingerprint = lm.fingerprint  # taken here, as it names the way of computing that is in place
-            if known is not None and known.fingerprint != fingerprint:
-                raise BadInput(
-                    f"the model made from the record {str(record)!r} is another ({fingerprint[:12]}) than it was "
-                    f"({known.fingerprint[:12]}): use the widths, device, dtype and versions of that run"
-                )
+            if known is not None:
+                made = fingerprint_of(lm.identity, moe.tokenizer, {**known.evaluation, "dtype": lm.settings()["dtype"]})
+                if known.fingerprint != made:
+                    raise BadInput(
+                        f"the model made from the record {str(record)!r} is another ({made[:12]}) than it was "
+                        f"({known.fingerprint[:12]}): use the widths, device, dtype and versions of that run"
+                    )
+                fingerprint = made  # a profile lies beside its record, however answers are computed today
             folder = bench.exam.place(moe, bench.title(composition, budget, seed or 0), fingerprint)
             if record is not None:
                 folder = Path(record) if Path(record).is_dir() else Path(record).parent

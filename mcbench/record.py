@@ -25,7 +25,7 @@ from mcbench.errors import BadInput
 from mcbench.files import read_text, write_whole
 from mcbench.task import Estimate, Row, Scores, outcomes_of, rows_of
 
-SCHEMA = 3
+SCHEMA = 4
 FILE_NAME = "record.json"
 PACKAGES = ("mcbench", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pulp", "highspy", "hqq")
 
@@ -44,7 +44,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Model:
-    """The model before compression. `layers`, `experts` and `top_k` count the MoE part; a dense model has 0 of each."""
+    """The model before compression. `layers`, `experts` and `top_k` count the MoE part; a dense model has 0 of each.
+
+    digest: of weights and configuration. tokenizer: of what the tokenizer makes of texts; empty where it is not known.
+    """
 
     name: str
     digest: str
@@ -53,6 +56,7 @@ class Model:
     experts: int
     top_k: int
     count: WeightCount
+    tokenizer: str = ""
 
 
 @dataclass(frozen=True)
@@ -282,7 +286,8 @@ class Record:
     method: the method string with every default part and changed hyper-parameter written out; asked: as typed.
     fallbacks: every place where something other than the asked was done, and why.
     baseline: the fingerprint of the uncompressed model that the results are compared with; empty without one.
-    fingerprint: that of the model evaluated: weights, tokenizer, precision and way of computing.
+    fingerprint: that of the model evaluated: weights, tokenizer, precision and way of computing. Neither decides what
+    may be compared, which `mcbench.comparable` does. evaluation: precision, context and way of computing in words.
     isolation: how generated programs were confined; empty where none ran. stages: seconds by stage of the run.
     routing: what a routing policy did; None where the router alone decides. fidelity: the distance to the uncompressed
     model over tokens; None for that model itself, and where no task reads text.
@@ -382,10 +387,12 @@ class _Misfit(Exception):
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda content: content,  # before there were routing policies
     2: lambda content: content,  # before records held the outcome of every item, and fidelity
+    3: lambda content: content,  # before records named the tokenizer, and every fallback
 }
 # fields that later schemas added: left out where they are empty, so that older records keep their digest
 _ADDED: dict[str, tuple[str, ...]] = {
     "Record": ("routing", "fidelity"),
+    "Model": ("tokenizer",),
     "Result": ("outcomes", "weights", "clusters"),
     "Routing": ("modalities",),
 }

@@ -24,6 +24,14 @@ SAMPLES = 64
 LENGTH = 512
 MOST_TOKENS = 100_000_000  # a thousand times what papers calibrate on
 SUFFIXES = (".txt", ".jsonl", ".json")
+PROBES = (
+    "The quick brown fox jumps over the lazy dog.",
+    " leading, trailing and   repeated spaces \t tab\nline\n\nlines\r\n ",
+    "CamelCase snake_case don't I'LL 3.14159 1234567890 1,000 $5 50% a+b=c x**2 https://example.org/?q=1#a",
+    "caf\u00e9 cafe\u0301 \u00c5ngstr\u00f6m \ufb01ne \uff21\uff22 na\u00efve Stra\u00dfe \u0130stanbul",
+    "\u65e5\u672c\u8a9e \u4e2d\u6587 \ud55c\uad6d\uc5b4 \u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u03b1\u03b2 \u0416\u044f \U0001f600\u200d\U0001f680",
+    "def f(x):\n    return {'a': [x, None]}  # comment\n",
+)  # sentences in which tokenizers differ: case, spaces, digits, accents, scripts, code
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,3 +171,16 @@ def _documents(path: Path, content: str) -> list[str]:
             raise BadInput(f'entry {number} of {str(path)!r} is no text; give strings or objects with a "text"')
         texts.append(text)
     return texts
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of what a tokenizer makes of texts, whatever library version holds it.
+
+    Counted are its vocabulary, the ids of every entry's own text and of a few sentences, special tokens included, and
+    the ids that begin and end a text.
+    """
+    vocabulary = sorted((index, entry) for entry, index in tokenizer.get_vocab().items())
+    own = tokenizer.batch_decode([[index] for index, _ in vocabulary], clean_up_tokenization_spaces=False)
+    made = tokenizer([*PROBES, *own], truncation=False, padding=False)["input_ids"]
+    ends = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    return hashlib.sha256(json.dumps([vocabulary, made, ends]).encode()).hexdigest()

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from mcbench.comparable import redrawn, unlike
 from mcbench.comparison import choice_divergence, evidence, same_answers
 from mcbench.composition import defaults
 from mcbench.errors import BadInput, UnknownName
-from mcbench.leaderboard import Table, redrawn, require_one_baseline, unlike
+from mcbench.leaderboard import Table, require_one_baseline
 from mcbench.progress import track
 from mcbench.record import FILE_NAME, Fidelity, Record, Result
 from mcbench.registry import names_in, suggest

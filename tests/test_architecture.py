@@ -72,6 +72,7 @@ ORDER = (
     "scoring",
     "compression",
     "record",
+    "comparable",
     "fidelity",
     "suites",
     "report",

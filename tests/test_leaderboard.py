@@ -13,8 +13,9 @@ import pytest
 from records import sample_perplexity, sample_record, sample_result, with_bits, with_routing
 
 from mcbench.allocation import BitAllocation
+from mcbench.comparable import unlike
 from mcbench.errors import BadInput, CheckFailed
-from mcbench.leaderboard import CSV, LATEX, MARKDOWN, SPEED_CSV, leaderboard, render, tabulate_records, unlike
+from mcbench.leaderboard import CSV, LATEX, MARKDOWN, SPEED_CSV, leaderboard, render, tabulate_records
 from mcbench.record import FILE_NAME, Record
 
 
@@ -56,13 +57,13 @@ def test_comparable_runs_share_a_table_with_the_uncompressed_model_first() -> No
     "unlike",
     [
         sample_record(model=dataclasses.replace(sample_record().model, digest="9" * 64)),
-        sample_record(baseline="9" * 64),
+        sample_record(evaluation={"dtype": "bfloat16"}),
         sample_record(calibration=dataclasses.replace(sample_record().calibration, digest="9" * 64)),  # type: ignore[type-var]
         changed_allocation(attention=8),
         changed_allocation(shared=8),
         sample_record(results=(sample_perplexity(), sample_result(protocol="mini-piqa@99999999"))),
     ],
-    ids=["weights", "baseline", "calibration", "attention", "shared", "protocol"],
+    ids=["weights", "dtype", "calibration", "attention", "shared", "protocol"],
 )
 def test_unlike_runs_never_share_a_table(unlike: Record) -> None:
     unlike = dataclasses.replace(unlike, method="unlike")

@@ -199,14 +199,14 @@ def test_the_table_fits_a_page_and_json_says_the_same(tmp_path: Path, capsys: py
     ("changes", "reason"),
     [
         ({"model": dataclasses.replace(sample_record().model, digest="9" * 64)}, "different weights"),
-        ({"baseline": "9" * 64}, "different uncompressed models"),
+        ({"evaluation": {"dtype": "bfloat16"}}, "different precisions, float32 and bfloat16"),
         (
             {"calibration": dataclasses.replace(sample_record().calibration, digest="9" * 64)},  # type: ignore[type-var]
             "different tokens",
         ),
         ({"allocation": BitAllocation(sample_record().allocation.widths, attention=8)}, "different precisions"),
     ],
-    ids=["weights", "baseline", "calibration", "precision"],
+    ids=["weights", "dtype", "calibration", "precision"],
 )
 def test_unlike_runs_are_refused_with_the_reason(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     first = write_run(tmp_path / "a", {PIQA: quiz(0, 0)})
@@ -237,7 +237,7 @@ def test_runs_of_different_limits_are_refused(tmp_path: Path) -> None:
 
 def test_two_baselines_that_differ_are_refused(tmp_path: Path) -> None:
     first, second = (write_run(tmp_path / name, {PIQA: quiz(0, 0)}) for name in "ab")
-    for folder, baseline in ((first, 0.7), (second, 0.71)):
+    for folder, baseline in ((first, 0.7), (second, 0.72)):
         record = Record.load(folder)
         results = tuple(dataclasses.replace(r, baseline=baseline) for r in record.results)
         dataclasses.replace(record, results=results).save(folder / FILE_NAME)
