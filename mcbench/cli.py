@@ -214,10 +214,13 @@ def _profile(options: argparse.Namespace) -> int:
 
 def _leaderboard(options: argparse.Namespace) -> int:
     from mcbench.leaderboard import leaderboard
+    from mcbench.progress import stage
 
     if not all([options.out, *options.records]):
         raise BadInput("a folder is empty; name it, or leave it out for the default")
-    for line in leaderboard([Path(p) for p in options.records], Path(options.out), check=options.check):
+    with stage("leaderboard"):
+        lines = leaderboard([Path(p) for p in options.records], Path(options.out), check=options.check)
+    for line in lines:
         print(line)
     return DONE
 

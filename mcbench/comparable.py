@@ -71,6 +71,14 @@ def unlike(one: Record, other: Record, *, seeds: bool = False) -> list[str]:
     return [*Subject.of(one).unlike(Subject.of(other)), *(reason for reason, holds in reasons.items() if holds)]
 
 
+def condition(record: Record) -> object:
+    """All that `unlike` looks at where seeds do not count: records of one condition are like the same records."""
+    kept = record.allocation
+    precision = None if uncompressed(record) else (kept.attention, kept.shared, kept.router)
+    asked = tuple(sorted({result.task: result.protocol for result in record.results}.items()))
+    return Subject.of(record), calibration_of(record), precision, asked
+
+
 def redrawn(one: Record, other: Record) -> bool:
     """Whether two records were calibrated on as many tokens of one text, drawn with different seeds."""
     drawn, again = one.calibration, other.calibration

@@ -2,11 +2,88 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from mcbench.errors import BadInput
+
+DEEPEST = 32  # lists and objects inside one another in a file of ours
+LARGEST = 1e300  # of a number in a file of ours: three hundred of them still have a sum
+# control characters, half characters, and what is not seen or turns the direction of writing
+UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\u0600-\u0605\u061c\u06dd\u070f\u180e\u200b\u200e\u200f\u2028-\u202e"
+    "\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+
+
+def printable(text: str) -> str:
+    """The text with every character that is not seen, or moves what is, written as its number: "\\u202e"."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def read_json(text: str) -> Any:
+    """The value that a JSON text of ours stands for; ValueError, with the reason, where it is not plain.
+
+    Plain is what `json.dumps` writes: no name twice in an object, nothing nested deeper than files of ours are, no
+    number that JSON does not know or that no measurement gives, no character that `printable` would write as a number.
+    """
+    try:
+        found = json.loads(
+            text, object_pairs_hook=_object, parse_int=_whole, parse_float=_number, parse_constant=_constant
+        )
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {DEEPEST} levels") from None
+    level = [found]
+    for _ in range(DEEPEST):
+        inner: list[Any] = []
+        for value in level:
+            if type(value) is str:
+                _require_printable(value)
+            elif type(value) is dict:
+                for name in value:
+                    _require_printable(name)
+                inner += [each for each in value.values() if type(each) in (str, dict, list)]
+            elif type(value) is list:
+                inner += [each for each in value if type(each) in (str, dict, list)]
+        if not inner:
+            return found
+        level = inner
+    raise ValueError(f"it is nested deeper than {DEEPEST} levels")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{printable(twice)!r} stands there twice")
+    return found
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > len(str(-(2**63))) or not -(2**63) <= int(digits) < 2**63:
+        raise ValueError(f"the number {digits[:10]}... of {len(digits)} digits is none of ours")
+    return int(digits)
+
+
+def _number(digits: str) -> float:
+    value = float(digits)
+    if not abs(value) <= LARGEST:
+        raise ValueError(f"the number {digits[:20]} is none of ours")
+    return value
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _require_printable(text: str) -> None:
+    if found := UNPRINTABLE.search(text):
+        raise ValueError(f"{printable(text)[:60]!r} holds the control character U+{ord(found[0]):04X}")
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -9,16 +9,18 @@ What has to be said beside the figures stands in `notes.md` in the folder of the
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mcbench.comparable import Subject, calibration_of, newest, uncompressed, unlike
+from mcbench.comparable import Subject, calibration_of, condition, newest, uncompressed, unlike
 from mcbench.errors import BadInput, CheckFailed
 from mcbench.files import write_whole
 from mcbench.page import Cell, Head, Line, Sheet, Significance, page, read_significance
+from mcbench.progress import inner
 from mcbench.record import FILE_NAME, Record, Result
 from mcbench.report import asked_share, bit_figure, is_share, metric_name, suite_figure, with_error
 from mcbench.speed import DEQUANTISED, Profile, SpeedTable, find_profiles, speed_lines, speed_tables
@@ -63,7 +65,7 @@ class Table:
     records: tuple[Record, ...]
     profiles: Mapping[str, Profile] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def columns(self) -> tuple[Column, ...]:
         """Every task of any record, in the order in which the records name them."""
         found: dict[str, list[Result]] = {}
@@ -144,9 +146,12 @@ def find_records(sources: Iterable[Path]) -> list[Record]:
     for source in sources:
         if not source.exists():
             raise BadInput(f"there is no record or folder {str(source)!r}; `mcbench run` writes records under runs")
-        for path in sorted(source.rglob(FILE_NAME)) if source.is_dir() else [source]:
-            record = Record.load(path)
-            found[record.digest] = record
+        paths = sorted(source.rglob(FILE_NAME)) if source.is_dir() else [source]
+        with inner("records", len(paths)) as advance:
+            for path in paths:
+                record = Record.load(path)
+                found[record.digest] = record
+                advance()
     return list(found.values())
 
 
@@ -231,18 +236,18 @@ def _rank(record: Record) -> tuple[object, ...]:
 def _grouped(records: Sequence[Record]) -> list[list[Record]]:
     """Records in rank order, each in the first group that it fits; what fits more than one is in all of them."""
     groups: list[list[Record]] = []
+    examples: list[dict[object, Record]] = []  # of each group, one record of each kind in it
     # what restricts a table most opens it; the uncompressed model would share any of them
     for record in sorted(records, key=lambda r: (uncompressed(r), not calibration_of(r), not r.model.tokenizer)):
-        homes = [group for group in groups if all(_comparable(record, other) for other in group)]
+        homes = [at for at, found in enumerate(examples) if not any(unlike(record, one) for one in found.values())]
         if not homes:
-            groups.append([record])
+            homes = [len(groups)]
+            groups.append([])
+            examples.append({})
         for home in homes[:1] if calibration_of(record) and record.model.tokenizer else homes:
-            home.append(record)
+            groups[home].append(record)
+            examples[home].setdefault(condition(record), record)
     return sorted((sorted(group, key=_rank) for group in groups), key=lambda group: _rank(group[0]))
-
-
-def _comparable(one: Record, other: Record) -> bool:
-    return not unlike(one, other)
 
 
 def require_one_baseline(table: Table) -> None:
@@ -256,7 +261,7 @@ def require_one_baseline(table: Table) -> None:
         ]
         for record, value in known[1:]:
             first, expected = known[0]
-            turned = max(SAME_SHARE, 1 / max(column.n, default=1)) if column.share else 0.0
+            turned = max(SAME_SHARE, 1 / max(column.n, default=100)) if column.share else 0.0
             if not math.isclose(value, expected, rel_tol=SAME_BASELINE, abs_tol=turned * (1 + 1e-9)):
                 raise BadInput(
                     f"two baselines differ in {column.task}: {expected:g} in the record of {first.method!r} "

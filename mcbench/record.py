@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import types
@@ -22,11 +24,12 @@ from typing import Any, Literal, TypeVar
 
 from mcbench.allocation import BitAllocation, WeightCount
 from mcbench.errors import BadInput
-from mcbench.files import read_text, write_whole
+from mcbench.files import printable, read_json, read_text, write_whole
 from mcbench.task import Estimate, Row, Scores, outcomes_of, rows_of
 
 SCHEMA = 4
 FILE_NAME = "record.json"
+MOST_ITEMS = 10**12  # of a task
 PACKAGES = ("mcbench", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pulp", "highspy", "hqq")
 
 T = TypeVar("T")
@@ -198,6 +201,20 @@ class Result:
     weights: tuple[int, ...] = ()
     clusters: tuple[int, ...] = ()
 
+    @property
+    def implausible(self) -> str:
+        """What no measurement gives, in words; empty where there is nothing of the kind."""
+        counts = {"n": self.n, "k": self.k, "truncated": self.truncated, "lost": self.lost, "gained": self.gained}
+        values = {"value": self.value, "baseline": self.baseline, "chance": self.chance}
+        spreads = {"standard_error": self.standard_error, "difference_error": self.difference_error}
+        highest = 1.0 if self.higher_is_better else math.inf
+        wrong = [name for name, count in counts.items() if count is not None and not 0 <= count <= MOST_ITEMS]
+        wrong += [name for name, x in values.items() if x is not None and not (0 <= x <= highest or math.isnan(x))]
+        wrong += [name for name, x in spreads.items() if x is not None and x < 0]
+        if self.higher_is_better and self.difference is not None and abs(self.difference) > 1:
+            wrong.append("difference")
+        return ", ".join(f"{name} is {getattr(self, name):g}" for name in wrong)
+
     def rows(self) -> list[Row]:
         """The samples as far as the record holds them, numbered; none where it was written without."""
         return rows_of(self.outcomes, self.weights, self.clusters, self.metric)
@@ -319,7 +336,7 @@ class Record:
         """Whether some task saw only part of its items (`--limit`)."""
         return any(result.partial for result in self.results)
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of the contents."""
         return _digest(_plain(self))
@@ -339,6 +356,9 @@ class Record:
             record: Record = _read(cls, content, "")
         except _Misfit as error:
             raise BadInput(f"{where} is not a record of schema {SCHEMA}: {error}") from None
+        for result in record.results:
+            if reason := result.implausible:
+                raise BadInput(f"{where} cannot be right: {reason} in {result.task!r}")
         return record
 
     def save(self, path: str | Path) -> Path:
@@ -411,19 +431,15 @@ def _content(text: str, where: str) -> dict[str, Any]:
 def _unchanged(text: str, where: str, newest: int, what: str) -> tuple[dict[str, Any], int]:
     """The contents of a file that `seal` wrote, proven by their digest, and their schema."""
     try:
-        whole: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        whole: Any = read_json(text)
+    except ValueError as error:
         raise BadInput(f"{where} is damaged or cut short ({error}); make it again") from None
     if not isinstance(whole, dict) or type(whole.get("schema")) is not int or "digest" not in whole:
         raise BadInput(f"{where} is not a {what}: it has no schema number and digest")
     schema, digest = whole.pop("schema"), whole.pop("digest")
     if schema > newest:
         raise BadInput(f"{where} is of schema {schema}, this mcbench knows up to {newest}: upgrade it")
-    try:
-        unchanged = _digest(whole) == digest
-    except ValueError:  # numbers that JSON does not know, or half a character
-        unchanged = False
-    if not unchanged:
+    if _digest(whole) != digest:
         raise BadInput(f"{where} was changed after it was written: its contents do not match its digest")
     return whole, schema
 
@@ -435,6 +451,11 @@ def _digest(content: Any) -> str:
 
 def _plain(value: Any) -> Any:
     """The JSON form of a field; floats that JSON does not know become "inf", "-inf" and "nan"."""
+    kind = type(value)
+    if kind is str:
+        return printable(value)
+    if kind is int or kind is bool or value is None or (kind is float and (value - value) == 0):
+        return value
     if isinstance(value, BitAllocation):
         return value.to_json()
     if dataclasses.is_dataclass(value):
@@ -447,7 +468,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Estimate):
         return _plain(value._asdict())
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {printable(str(key)): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     if isinstance(value, float) and (value - value) != 0:
@@ -469,12 +490,15 @@ def _read(kind: Any, value: Any, at: str) -> Any:
         return _expect(value in typing.get_args(kind), value, at)
     if origin is tuple:
         _expect(isinstance(value, list), value, at)
-        return tuple(_read(typing.get_args(kind)[0], inner, f"{at}[{i}]") for i, inner in enumerate(value))
+        inner_kind = typing.get_args(kind)[0]
+        if inner_kind in (float, int) and all(type(inner) is inner_kind for inner in value):
+            return tuple(value)
+        return tuple(_read(inner_kind, inner, f"{at}[{i}]") for i, inner in enumerate(value))
     if origin is Mapping:
         _expect(isinstance(value, dict), value, at)
         return {key: _read(typing.get_args(kind)[1], inner, f"{at}.{key}") for key, inner in value.items()}
     if kind is BitAllocation:
-        with contextlib.suppress(KeyError, TypeError, ValueError):
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
             return BitAllocation.from_json(value)
         return _expect(False, value, at)
     if dataclasses.is_dataclass(kind) or kind is Estimate:
@@ -488,12 +512,19 @@ def _read_fields(kind: Any, value: Any, at: str) -> Any:
     _expect(isinstance(value, dict), value, at)
     absent = [name for name in _ADDED.get(kind.__name__, ()) if name not in value]
     if kind is Result and isinstance(text := value.get("outcomes"), str):
-        value = {**value, "outcomes": [float(_expect(digit in "01", digit, f"{at}.outcomes")) for digit in text]}
-    hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if typing.get_origin(hint) is not type}
+        _expect(set(text) <= {"0", "1"}, text, f"{at}.outcomes")
+        value = {**value, "outcomes": list(map(float, text))}
+    hints = _hints(kind)
     for name in (*(n for n in hints if n not in value and n not in absent), *(n for n in value if n not in hints)):
         raise _Misfit(f"{'.'.join(filter(None, (at, name)))} is {'unknown' if name in value else 'missing'}")
     known = {name: hint for name, hint in hints.items() if name not in absent}
     return kind(**{name: _read(hint, value[name], f"{at}.{name}".lstrip(".")) for name, hint in known.items()})
+
+
+@functools.cache
+def _hints(kind: Any) -> Mapping[str, Any]:
+    """The annotations of a class's fields."""
+    return typing.get_type_hints(kind)
 
 
 def _is(value: Any, kind: type | tuple[type, ...]) -> bool:

@@ -29,7 +29,8 @@ PROBES = (
     " leading, trailing and   repeated spaces \t tab\nline\n\nlines\r\n ",
     "CamelCase snake_case don't I'LL 3.14159 1234567890 1,000 $5 50% a+b=c x**2 https://example.org/?q=1#a",
     "caf\u00e9 cafe\u0301 \u00c5ngstr\u00f6m \ufb01ne \uff21\uff22 na\u00efve Stra\u00dfe \u0130stanbul",
-    "\u65e5\u672c\u8a9e \u4e2d\u6587 \ud55c\uad6d\uc5b4 \u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u03b1\u03b2 \u0416\u044f \U0001f600\u200d\U0001f680",
+    "\u65e5\u672c\u8a9e \u4e2d\u6587 \ud55c\uad6d\uc5b4 \u0627\u0644\u0639\u0631\u0628\u064a\u0629"
+    " \u03b1\u03b2 \u0416\u044f \U0001f600\u200d\U0001f680",
     "def f(x):\n    return {'a': [x, None]}  # comment\n",
 )  # sentences in which tokenizers differ: case, spaces, digits, accents, scripts, code
 

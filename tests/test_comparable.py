@@ -61,7 +61,7 @@ def changed(content: Any, at: tuple[Any, ...]) -> Any:
     if isinstance(value, bool) or value is None:
         inner[at[-1]] = not value if isinstance(value, bool) else None
     elif isinstance(value, int | float):
-        inner[at[-1]] = 8 if "allocation" in at else value + 1
+        inner[at[-1]] = 8 if "allocation" in at else value + 1 if isinstance(value, int) else value / 2
     else:
         inner[at[-1]] = {"label": "expert", "-inf": "inf"}.get(value, f"{value}x")
     return made
@@ -77,7 +77,7 @@ def test_only_what_was_asked_of_which_weights_keeps_two_records_apart() -> None:
     names = {"results": ("task",), "allocation": ("widths",)}  # another task and other widths are another measurement
     seen = set()
     for at in leaves(content):
-        if at[-1] in names.get(at[0], ()) or "widths" in at:
+        if at[-1] in (*names.get(at[0], ()), "higher_is_better") or "widths" in at:
             continue
         apart = bool(unlike(whole(), sealed(changed(content, at))))
         place = ".".join(map(str, at))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from mcbench.allocation import BitAllocation
 from mcbench.comparable import unlike
 from mcbench.errors import BadInput, CheckFailed
 from mcbench.leaderboard import CSV, LATEX, MARKDOWN, SPEED_CSV, leaderboard, render, tabulate_records
-from mcbench.record import FILE_NAME, Record
+from mcbench.record import FILE_NAME, Record, _digest
 
 
 def uncompressed(**changes: Any) -> Record:
@@ -213,3 +216,33 @@ def test_policies_learnt_on_different_text_stand_apart() -> None:
         if record.routing
     )
     assert unlike(fixed, again) == []  # what learns nothing fits anywhere
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.slow)])
+def test_many_records_make_tables_in_seconds_and_show_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    outcomes = tuple(float(at % 3 > 0) for at in range(300))
+    result = sample_result(value=2 / 3, n=300, k=200, outcomes=outcomes)
+    for seed in range(count):
+        (tmp_path / "runs" / str(seed)).mkdir(parents=True)
+        text = sample_record(seed=seed, results=(result,)).to_json()
+        (tmp_path / "runs" / str(seed) / FILE_NAME).write_text(text)
+    digests: list[str] = []
+    shown: list[tuple[str, int | None]] = []
+
+    @contextlib.contextmanager
+    def watched(label: str, total: int | None = None) -> Iterator[Callable[[], object]]:
+        yield lambda: shown.append((label, total))
+
+    def counted(content: Any) -> str:
+        digests.append(_digest(content))
+        return digests[-1]
+
+    monkeypatch.setattr("mcbench.leaderboard.inner", watched)
+    monkeypatch.setattr("mcbench.record._digest", counted)
+    started = time.process_time()
+    leaderboard([tmp_path / "runs"], tmp_path / "out")
+    assert time.process_time() - started < 5 + count / 50
+    assert shown == [("records", count)] * count
+    assert len(digests) <= 2 * count  # one proves the file, one names the record

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from records import sample_perplexity, sample_record
+from records import sample_perplexity, sample_record, sample_result, with_routing
 
 from mcbench import record as records
 from mcbench.allocation import BitAllocation
 from mcbench.errors import BadInput
-from mcbench.files import require_writable, write_whole
+from mcbench.files import printable, require_writable, write_whole
 from mcbench.record import Environment, Record, Result
 from mcbench.task import Estimate, Scores
 
@@ -65,6 +65,84 @@ def test_a_record_of_a_newer_schema_is_refused() -> None:
 def test_a_record_cut_short_is_refused(length: int) -> None:
     with pytest.raises(BadInput, match="damaged or cut short"):
         Record.from_json(sample_record().to_json()[:length])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('"seed": 0', f'"seed": 1{"0" * 400}', "of 401 digits is none of ours"),
+        ('"seed": 0', '"seed": 99999999999999999999', "of 20 digits is none of ours"),
+        ('"seed": 0', '"seed": 0, "seed": 0', "'seed' stands there twice"),
+        ('"value": 0.6', '"value": 1e400', "the number 1e400 is none of ours"),
+        ('"value": 0.6', '"value": 1e306', "the number 1e306 is none of ours"),
+        ('"value": 0.6', '"value": NaN', "NaN is no number in JSON"),
+        ('"value": 0.6', '"value": -Infinity', "-Infinity is no number in JSON"),
+        ('"seed": 0', f'"seed": {"[" * 100}{"]" * 100}', "nested deeper"),
+        ('"seed": 0', f'"seed": {"[" * 100_000}{"]" * 100_000}', "nested deeper"),
+        ('"evaluation": {}', '"evaluation": ' + '{"a": ' * 40 + "1" + "}" * 40, "nested deeper"),
+        ('"name": "reference"', '"name": "\\ud800"', "control character U\\+D800"),
+        ('"name": "reference"', '"name": "a\\nb"', "control character U\\+000A"),
+        ('"evaluation": {}', '"evaluation": {"a\\u202eb": 1}', "control character U\\+202E"),
+    ],
+)  # fmt: skip
+def test_json_that_no_record_is_written_in_is_refused_with_the_reason(old: str, new: str, reason: str) -> None:
+    text = sample_record().to_json()
+    assert old in text
+    with pytest.raises(BadInput, match=reason):
+        Record.from_json(text.replace(old, new, 1))
+
+
+CONTROLS = [
+    "\0",
+    "\t",
+    "\n",
+    "\r",
+    "\x1b",
+    "\x7f",
+    "\x85",
+    "\x9b",
+    "\u2028",
+    "\u2029",
+    "\u202e",
+    "\u2066",
+    "\u200b",
+    "\ufeff",
+]
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_no_string_of_a_record_may_hold_a_control_character_and_none_is_written(control: str) -> None:
+    content = json.loads(with_routing(sample_record(fallbacks=("one",), evaluation={"dtype": "x"})).to_json())
+    del content["schema"], content["digest"]
+    assert Record.from_json(sample_record(method=f"a{control}b").to_json()).method == f"a{printable(control)}b"
+    for at in list(strings(content)):
+        made = json.loads(json.dumps(content))
+        inner = made
+        for key in at[:-1]:
+            inner = inner[key]
+        inner[at[-1]] += control
+        text = json.dumps({"schema": records.SCHEMA, "digest": records._digest(made), **made})
+        with pytest.raises(BadInput, match="control character"):
+            Record.from_json(text)
+
+
+def strings(content: Any, at: tuple[Any, ...] = ()) -> Any:
+    """Where the strings of a record are."""
+    if isinstance(content, dict | list):
+        for key, inner in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from strings(inner, (*at, key))
+    elif isinstance(content, str):
+        yield at
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"n": -1}, {"k": 10**13}, {"value": 7.5}, {"baseline": -0.1}, {"standard_error": -1.0}, {"difference": 2.0}],
+)
+def test_what_no_measurement_gives_is_refused(change: dict[str, Any]) -> None:
+    text = sample_record(results=(sample_result(**change),)).to_json()
+    with pytest.raises(BadInput, match=f"cannot be right: {next(iter(change))} is .* in 'mini-piqa'"):
+        Record.from_json(text)
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '"record"', '{"schema": "1", "digest": ""}'])
