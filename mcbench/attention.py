@@ -1,6 +1,6 @@
 """How much attention each token receives, summed up while the model's attention runs.
 
-A function of ours stands in transformers' attention registry. It lets the model's own implementation compute the
+A function of ours stands in the place of the model's attention. It lets the model's own implementation compute the
 output, and beside that asks the model's own eager attention for the probabilities of a few queries at a time, adds up
 their columns and forgets them: never more than a block of queries, whatever the model does with sinks, windows or caps.
 
@@ -10,24 +10,31 @@ Letters in shapes: B sequences, H heads, S queries of this pass, N keys, past on
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mcbench.errors import BadInput
-from mcbench.stand_in import additive, attention_of, register, standing_in
+from mcbench.stand_in import (
+    WITHOUT_SAY,
+    Attention,
+    additive,
+    attention_of,
+    eager_attention,
+    own_attention,
+    standing_in,
+)
 
-IMPLEMENTATION = "mcbench"  # the name under which our function stands in the registry
+IMPLEMENTATION = "mcbench"  # what `attention_of` says while it is open
 SUPPORTED = ("sdpa", "eager")  # what the output may be computed with
 BLOCK_ELEMENTS = 1 << 22  # probabilities held at once: 16 MiB in fp32
 WIDTHS = 8  # of blocks of causal attention
 
 _COLLECTOR = "_mcbench_received"
+_SLICED = ("position_bias", *WITHOUT_SAY)
 
 
 class Received:
@@ -64,18 +71,16 @@ def collecting(model: nn.Module, decoders: Sequence[nn.Module]) -> Iterator[list
     collectors = [Received(own) for _ in decoders]
     pairs = zip(decoders, collectors, strict=True)
     marks = {module: {_COLLECTOR: collector} for decoder, collector in pairs for module in decoder.modules()}
-    with standing_in(model, IMPLEMENTATION, marks):
+    with standing_in(model, IMPLEMENTATION, attention_forward, marks):
         yield collectors
 
 
 def attention_forward(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """The function in transformers' registry: query [B, H, S, .], key and value [B, ., N, .], mask as for sdpa."""
+    """In the place of the model's own: query [B, H, S, .], key and value [B, ., N, .], mask as that is given."""
     collector: Received | None = module.__dict__.get(_COLLECTOR)
-    if collector is None:  # not in a decoder layer that anybody asks about
-        output, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **options)
-        return output, None
+    assert collector is not None
     assert collector.real is not None
     eager = _eager(module)
     if collector.own == "eager":
@@ -83,16 +88,13 @@ def attention_forward(
     else:
         # a value of width 1 leaves of eager attention little more than the probabilities
         _, columns = _streamed(eager, module, query, key, value[..., :1], attention_mask, collector.real, options)
-        output, _ = ALL_ATTENTION_FUNCTIONS[collector.own](module, query, key, value, attention_mask, **options)
+        output, _ = own_attention(module)(module, query, key, value, attention_mask, **options)
     collector.add(columns)
     return output, None
 
 
-register(IMPLEMENTATION, attention_forward)
-
-
 def _streamed(
-    eager: Callable[..., tuple[Tensor, Tensor]],
+    eager: Attention,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -103,13 +105,17 @@ def _streamed(
 ) -> tuple[Tensor, Tensor]:
     """The output [B, S, H, .] and the column sums [B, N] over the real queries, both written in place.
 
-    A small result of each block that stayed alive would keep the memory of all blocks from being used again.
+    A small result of each block that stayed alive would keep the memory of all blocks from being used again. Where an
+    argument that is not known says something of each query, there is one block.
     """
     batch, heads, queries, _ = query.shape
     keys = key.shape[2]
-    causal = mask is None and queries > 1 and getattr(module, "is_causal", True)
+    told = options.get("is_causal")
+    causal = mask is None and queries > 1 and bool(getattr(module, "is_causal", True) if told is None else told)
+    bias = options.get("position_bias")
+    at_once = any(_of_each_query(option, queries) for name, option in options.items() if name not in _SLICED)
     # few widths and blocks of one size, so that each fits where an earlier one was and memory does not fall into pieces
-    unit = keys if batch * heads * queries * keys <= BLOCK_ELEMENTS else math.ceil(keys / WIDTHS)
+    unit = keys if at_once or batch * heads * queries * keys <= BLOCK_ELEMENTS else math.ceil(keys / WIDTHS)
     columns = torch.zeros(batch, keys, dtype=torch.float32, device=query.device)
     whole: Tensor | None = None
     end = 0
@@ -117,12 +123,14 @@ def _streamed(
         start = end
         # without a mask, query i sees the keys up to i
         seen = min(keys, (start // unit + 1) * unit) if causal else keys
-        end = min(queries, start + max(1, BLOCK_ELEMENTS // (batch * heads * seen)))
-        end = min(end, seen) if causal else end
-        part = mask[:, :, start:end] if mask is not None else None
+        end = queries if at_once else min(queries, start + max(1, BLOCK_ELEMENTS // (batch * heads * seen)))
+        end = min(end, seen) if causal and not at_once else end
+        part = None if mask is None else _rows(mask, start, end)
         if causal:
             part = _causal_block(start, end, seen, query.device)
         block = additive(part, query.dtype) if part is not None and part.dtype == torch.bool else part
+        if bias is not None:
+            options = {**options, "position_bias": _rows(bias, start, end)[..., :seen]}
         output, probability = eager(
             module, query[:, :, start:end], key[:, :, :seen], value[:, :, :seen], block, **options
         )
@@ -135,16 +143,24 @@ def _streamed(
     return whole, columns
 
 
-def _eager(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
+def _rows(table: Tensor, start: int, end: int) -> Tensor:
+    """The part of a table [.., .., S or 1, N] that speaks of these queries."""
+    return table if table.shape[2] == 1 else table[:, :, start:end]
+
+
+def _of_each_query(option: Any, queries: int) -> bool:
+    """Whether an argument of attention may say something else of each query."""
+    return isinstance(option, Tensor) and option.ndim > 1 and queries > 1 and queries in option.shape
+
+
+def _eager(module: nn.Module) -> Attention:
     """The eager attention that the model's own file defines."""
-    found = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    if found is None:
+    try:
+        return eager_attention(module)
+    except BadInput as error:
         raise BadInput(
-            f"{type(module).__name__} has no eager attention of its own, so it cannot report the attention that tokens "
-            "receive; choose a policy that does not need it"
-        )
-    own: Callable[..., tuple[Tensor, Tensor]] = found
-    return own
+            f"{error}, so it cannot report the attention that tokens receive; choose a policy that does not need it"
+        ) from None
 
 
 def _causal_block(start: int, end: int, seen: int, device: torch.device) -> Tensor:

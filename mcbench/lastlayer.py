@@ -1,8 +1,8 @@
 """The last layer of a model for those positions only whose logits are asked for.
 
 What it makes of other positions nobody reads: they are keys and values of its attention, but neither queries nor tokens
-of its experts. Functions of ours stand in transformers' registries for attention (here) and experts
-(`mcbench.experts`); what else the layer holds goes over all positions as ever.
+of its experts. Functions of ours stand in the place of its attention (here) and of its experts (`mcbench.experts`);
+what else the layer holds goes over all positions as ever.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mcbench.experts import READ, decorated
-from mcbench.stand_in import register, standing_in
+from mcbench.stand_in import own_attention, standing_in, unknown_options
 
-IMPLEMENTATION = "mcbench_last"  # the name under which our function stands in the registry
+IMPLEMENTATION = "mcbench_last"  # what `attention_of` says while it is open
 SUPPORTED = "sdpa"  # what it hands the positions on to
 
 _KEPT = "_mcbench_kept"
@@ -42,26 +41,27 @@ def only_last(model: nn.Module, layer: nn.Module, rows: int, new: int, kept: int
         if decorated(module):
             read = rows * new, place.to(next(module.parameters()).device)
             marks[module] = {**marks.get(module, {}), READ: read}
-    with standing_in(model, IMPLEMENTATION, marks):
+    with standing_in(model, IMPLEMENTATION, attention_forward, marks):
         yield
 
 
 def attention_forward(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """The function in transformers' registry, of the shapes of its own: query [rows, heads, new, width]."""
-    new, kept = query.shape[2], module.__dict__.get(_KEPT)
-    sdpa: Any = ALL_ATTENTION_FUNCTIONS[SUPPORTED]
-    if kept is None or kept >= new or options.get("position_bias") is not None:
-        found: tuple[Tensor, None] = sdpa(module, query, key, value, attention_mask, **options)
-        return found
+    """In the place of sdpa, of the shapes of that: query [rows, heads, new, width].
+
+    A call that may say something else of each position, in a tensor or by attending to later ones, is left to the
+    model's own attention, over all positions.
+    """
+    new, kept, own = query.shape[2], module.__dict__.get(_KEPT), own_attention(module)
+    tensors = {name: option for name, option in options.items() if isinstance(option, Tensor)}
+    looks_ahead = attention_mask is None and options.get("is_causal") is False
+    if kept is None or kept >= new or looks_ahead or unknown_options(tensors, ()):
+        return own(module, query, key, value, attention_mask, **options)
     if attention_mask is None:
         place = torch.arange(key.shape[2], device=key.device)
         attention_mask = (place <= place[-kept:, None])[None, None]
-    else:
+    elif attention_mask.shape[2] == new:
         attention_mask = attention_mask[:, :, -kept:]
-    output, _ = sdpa(module, query[:, :, -kept:], key, value, attention_mask, **options)
+    output, _ = own(module, query[:, :, -kept:], key, value, attention_mask, **options)
     return F.pad(output, (0, 0, 0, 0, new - kept, 0)), None
-
-
-register(IMPLEMENTATION, attention_forward)

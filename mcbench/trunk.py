@@ -1,6 +1,6 @@
 """Attention to a beginning that all rows of a batch share, whose keys and values are held once and not once a row.
 
-A function of ours stands in transformers' attention registry. While `attending` is open, each row's cache holds only
+A function of ours stands in the place of the model's attention. While `attending` is open, each row's cache holds only
 what comes after the beginning; the function computes one softmax over both, so that nothing is approximated.
 
 Letters in shapes: R rows, Q new tokens of each, H heads, G heads of keys and values, N keys of a row, P keys of the
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from mcbench.errors import BadInput
-from mcbench.stand_in import attention_of, register, standing_in
+from mcbench.stand_in import attention_of, standing_in, unknown_options
 
-IMPLEMENTATION = "mcbench_trunk"  # the name under which our function stands in the registry
+IMPLEMENTATION = "mcbench_trunk"  # what `attention_of` says while it is open
 SUPPORTED = "sdpa"  # it has neither sinks nor caps, so one softmax over both parts is all there is to it
 
 # exp of it is nothing beside 1, and yet a normal number: processors take many times as long for those below
@@ -41,20 +41,20 @@ def attending(model: nn.Module, beginning: Sequence[tuple[Tensor, Tensor]]) -> I
         at = getattr(module, "layer_idx", None)
         if isinstance(at, int) and at < len(beginning):
             marks[module] = {_BEGINNING: beginning[at]}
-    with standing_in(model, IMPLEMENTATION, marks):
+    with standing_in(model, IMPLEMENTATION, attention_forward, marks):
         yield
 
 
 def attention_forward(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """The function in transformers' registry: query [R, H, Q, .], key and value [R, G, N, .], mask [R, 1, Q, N].
+    """In the place of sdpa: query [R, H, Q, .], key and value [R, G, N, .], mask [R, 1, Q, N].
 
-    Raises BadInput for a call that it does not understand.
+    Raises BadInput for a call that it does not understand, such as one with an argument that it knows nothing of.
     """
     beginning: tuple[Tensor, Tensor] | None = module.__dict__.get(_BEGINNING)
     rows, heads, new, width = query.shape
-    if beginning is None or (new > 1 and attention_mask is None) or options.get("position_bias") is not None:
+    if beginning is None or (new > 1 and attention_mask is None) or unknown_options(options, ("scaling",)):
         raise BadInput(f"{type(module).__name__} attends in a way that knows no shared beginning")
     keys, values = (states[0] for states in beginning)  # [G, P, .]
     groups = key.shape[1]
@@ -75,9 +75,6 @@ def attention_forward(
     output = _by_row(before.to(value.dtype) @ values, rows) + after.to(value.dtype) @ value
     output = (output / total).to(value.dtype).reshape(rows, heads, new, -1)
     return output.transpose(1, 2), None
-
-
-register(IMPLEMENTATION, attention_forward)
 
 
 def _by_group(states: Tensor) -> Tensor:

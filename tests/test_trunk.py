@@ -8,6 +8,7 @@ from tiny import random_tokens, tiny_tokenizer, tiny_transformer
 
 from mcbench.errors import BadInput
 from mcbench.evaluation import LanguageModel, Prompt
+from mcbench.stand_in import attention_of
 from mcbench.trunk import IMPLEMENTATION, attending, attention_forward
 
 SHARED = "the same few examples stand before each question of this task "
@@ -66,9 +67,9 @@ def test_several_new_tokens_without_a_mask_are_refused() -> None:
     model = tiny_transformer("mixtral")
     states = torch.zeros(1, 1, 2, 4)
     with pytest.raises(BadInput, match="knows no shared beginning"), attending(model, [(states, states)] * 8):
-        assert model.config._attn_implementation == IMPLEMENTATION
+        assert attention_of(model) == IMPLEMENTATION and model.config._attn_implementation == "sdpa"
         model(input_ids=random_tokens())
-    assert model.config._attn_implementation == "sdpa"
+    assert attention_of(model) == model.config._attn_implementation == "sdpa"
 
 
 def _texts(lm: LanguageModel, prompts: list[Prompt]) -> list[list[object]]:
