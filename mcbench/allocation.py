@@ -14,12 +14,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mcbench.bounds import shown
 from mcbench.errors import BadInput, CheckFailed
 
 WIDTHS = (1, 2, 3, 4, 8, 16)  # 16 means kept as it is
 
 Scope = Literal["layer", "global"]
 Solver = Literal["dp", "ilp"]
+
+
+def require_widths(widths: Sequence[int]) -> None:
+    """Raises BadInput for candidate widths that no expert can have."""
+    if not widths or any(w not in WIDTHS for w in widths):
+        raise BadInput(f"widths must be some of {WIDTHS}, not {shown(tuple(widths))}")
 
 
 @dataclass(frozen=True)
@@ -95,8 +102,7 @@ class BitBudget:
     asked_as: Literal["label", "expert"] = "expert"
 
     def __post_init__(self) -> None:
-        if not self.widths or any(w not in WIDTHS for w in self.widths):
-            raise BadInput(f"widths must be some of {WIDTHS}, not {self.widths}")
+        require_widths(self.widths)
         if list(self.widths) != sorted(set(self.widths)):
             raise BadInput(f"widths must be given in rising order and once each, not {self.widths}")
         if not math.isfinite(self.expert_bits):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mcbench.bounds import alternatives, bounds_in, hints_of
 from mcbench.composition import METHODS, defaults, make, named, split
 from mcbench.datasets import Found, look
 from mcbench.errors import BadInput, UnknownName
@@ -19,6 +20,8 @@ from mcbench.registry import Registry, looks_like_path, suggest
 
 if TYPE_CHECKING:
     from mcbench.task import Task
+
+LONGEST = 10_000  # characters of a list of tasks
 
 TASKS: Registry[Task] = Registry("task", "mcbench.tasks", "mcbench.task:Task")
 
@@ -36,6 +39,8 @@ def select_tasks(names: str) -> tuple[Task, ...]:
     A task may set its parameters, as in `wikitext2(window=1024)`. Raises UnknownName for a name that is neither, with
     the nearest one, and BadInput for a parameter that cannot be and for the same task with two sets of parameters.
     """
+    if len(names) > LONGEST:
+        raise BadInput(f"a list of tasks has at most {LONGEST:,} characters, not {len(names):,}")
     suites: dict[str, list[str]] = defaults()["suites"]
     asked = [piece.strip() for piece in split(names, ",")]
     if not all(asked):
@@ -89,7 +94,7 @@ def describe(name: str) -> str:
         lines += ["", f"metric: {kind.metric}", f"counterpart: {kind.counterpart or 'none, it is the original'}"]
     fields = [f for f in dataclasses.fields(kind) if f.init]
     if fields:
-        lines += ["", "parameters:", *(f"  {f.name}: {_type(f.type)} = {_default(f)}" for f in fields)]
+        lines += ["", "parameters:", *(f"  {f.name}: {_type(kind, f)}" for f in fields)]
     paper = getattr(kind, "paper", "")
     return "\n".join([*lines, *(["", f"paper: {paper}"] if paper else [])])
 
@@ -122,5 +127,15 @@ def _default(field: dataclasses.Field[Any]) -> str:
     return "required" if field.default is dataclasses.MISSING else repr(field.default)
 
 
-def _type(annotation: Any) -> str:
-    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+def _type(kind: type, field: dataclasses.Field[Any]) -> str:
+    """The types that a field allows, its default, and its bounds where it has some."""
+    hint = hints_of(kind)[field.name]
+    types = " | ".join(_word(each) for each in alternatives(hint))
+    bounds = bounds_in(hint)
+    return f"{types} = {_default(field)}{f', {bounds}' if bounds else ''}"
+
+
+def _word(kind: Any) -> str:
+    if kind is type(None):
+        return "None"
+    return kind.__name__ if type(kind) is type else str(kind).removeprefix("typing.")

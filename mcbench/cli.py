@@ -3,48 +3,108 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
 import sys
 import textwrap
+import threading
+import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mcbench import __version__
+from mcbench.arguments import Parser
+from mcbench.bounds import require_settings, shown
 from mcbench.errors import BadInput, CheckFailed, UnknownName
+from mcbench.failures import DEBUG, UNFORESEEN, debugging, out_of_memory, sentence
+from mcbench.interrupts import INTERRUPTED, asked, heard, require_none
 
 if TYPE_CHECKING:
     from mcbench.sweep import Engine
 
-DONE, FAILED, WRONG_INPUT, CANNOT_TELL, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, FAILED, WRONG_INPUT, CANNOT_TELL = 0, 1, 2, 3
+# libraries say a good deal before the one sentence that counts; --debug lets them
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DATASETS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
-    0 done, 1 a check failed, 2 wrong input, 3 not enough samples to tell, 130 interrupted.
+    0 done, 1 a check failed, 2 wrong input, 3 not enough samples to tell, 70 an error of mcbench itself, which is told
+    in one sentence with the file that holds the details, 130 interrupted. Raises SystemExit with 2 for a command line
+    that is not understood, and with 0 where only help was asked for.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character gets a question mark
             stream.reconfigure(errors="replace")
-    options = _parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace], int] = options.command
-    try:
-        return command(options)
-    except (BadInput, UnknownName) as error:
-        return _stop(error, WRONG_INPUT)
-    except CheckFailed as error:
-        return _stop(error, FAILED)
-    except BrokenPipeError:  # the reader of our output, `head` say, has had enough
+    with heard():
+        options = None
+        try:
+            options = _understood(sys.argv[1:] if arguments is None else arguments)
+            code = int(options.command(options))
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            require_none()
+        except BaseException as error:  # whatever it is, no traceback reaches a user
+            if options is None and isinstance(error, SystemExit):
+                raise
+            code = _end(error, options)
+    return code
+
+
+def _understood(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of one command, with the surroundings that they ask for."""
+    for word in arguments:
+        if any(0xD800 <= ord(character) < 0xE000 for character in word):
+            raise BadInput(f"the argument {shown(word)} is not valid UTF-8")
+    parser = _parser()
+    parser.require_command(arguments)
+    options = parser.parse_args(arguments)
+    if options.debug:
+        os.environ[DEBUG] = "1"
+    if not debugging():
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        threading.excepthook = lambda _: None  # who waits for the thread gets the error
+    return options
+
+
+def _end(error: BaseException, options: argparse.Namespace | None) -> int:
+    """Says in one sentence why the command stopped, and gives the exit code for it."""
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C once more, while this is said
+        if asked() or isinstance(error, KeyboardInterrupt):
+            return _stop("interrupted; the same command goes on from here", INTERRUPTED)
+        if debugging():
+            traceback.print_exception(error)
+        if isinstance(error, BrokenPipeError):  # the reader of our output, `head` say, has had enough
+            _drop_output()
+            return DONE
+        if isinstance(error, BadInput | UnknownName):
+            return _stop(error, WRONG_INPUT)
+        if isinstance(error, CheckFailed):
+            return _stop(error, FAILED)
+        if isinstance(error, OSError) and not out_of_memory(error):
+            _drop_output()
+            where = f"{error.filename!r}: " if error.filename else ""
+            return _stop(f"{where}{error.strerror or error}; what was finished is kept", WRONG_INPUT)
+        records = options is not None and options.command in (_run, _sweep, _profile, _reproduce)
+        return _stop(sentence(error, Path(options.out) if options is not None and records else None), UNFORESEEN)
+    return INTERRUPTED
+
+
+def _drop_output() -> None:
+    """Lets what could not be written go, so that Python does not try again when it leaves."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+        return
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
-    except OSError as error:
-        where = f"{error.filename!r}: " if error.filename else ""
-        return _stop(f"{where}{error.strerror or error}; what was finished is kept", WRONG_INPUT)
-    except KeyboardInterrupt:
-        return _stop("interrupted; the same command goes on from here", INTERRUPTED)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -86,7 +146,7 @@ def _widths(text: str) -> tuple[int, ...]:
     try:
         return tuple(sorted({int(width) for width in text.split(",")}))
     except ValueError:
-        raise BadInput(f"widths are whole numbers of bits by commas, such as 1,2,3, not {text!r}") from None
+        raise BadInput(f"widths are whole numbers of bits by commas, such as 1,2,3, not {shown(text)}") from None
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -98,8 +158,7 @@ def _sweep(options: argparse.Namespace) -> int:
     for name, value in asked.items():
         if isinstance(value, str) and not value.strip():
             raise BadInput(f"{name} is empty; leave it out or name one")
-        if isinstance(value, int) and value < 1:
-            raise BadInput(f"the {name} must be at least 1, not {value}")
+    require_settings(**{name: asked[name] for name in ("samples", "length", "limit") if name in asked})
     grid = read_grid(options.grid, **asked) if options.grid is not None else make_grid(asked, "the sweep")
     engine = _engine(options)
     code = options.allow_code_execution
@@ -188,6 +247,7 @@ def _compare(options: argparse.Namespace) -> int:
     asked = {name: value for name, value in ruled.items() if value is not None}
     if not options.gate and (asked or options.each):
         raise BadInput("--margin, --perplexity-margin and --each are about the gate; add --gate")
+    require_settings(confidence=options.confidence, **asked)
     if options.tasks is not None and not options.tasks.strip():
         raise BadInput("the task list is empty; leave it out for all tasks")
     comparison = compare(options.records, tasks=options.tasks or "", confidence=options.confidence)
@@ -275,11 +335,10 @@ def _reproduce(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="mcbench",
         description="What does compressing this Mixture-of-Experts model cost, and what does it buy?",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"mcbench {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
@@ -353,7 +412,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
-def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_run(commands: argparse._SubParsersAction[Parser]) -> None:
     from mcbench.composition import defaults
 
     usual = defaults()
@@ -384,24 +443,24 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     run.add_argument("--quiet", action="store_true", help="no progress")
 
 
-def _add_calibration(parser: argparse.ArgumentParser, purpose: str = "to calibrate on") -> None:
+def _add_calibration(parser: Parser, purpose: str = "to calibrate on") -> None:
     parser.add_argument("--calibration", metavar="FILE", help=f"text {purpose}: .txt, .json or .jsonl")
     parser.add_argument("--samples", type=int, metavar="N", help="calibration sequences")
     parser.add_argument("--length", type=int, metavar="T", help="tokens in a calibration sequence")
 
 
-def _add_data_dir(parser: argparse.ArgumentParser) -> None:
+def _add_data_dir(parser: Parser) -> None:
     from mcbench.datasets import FOLDER_VARIABLE
 
     text = f"a folder of evaluation sets, looked into before the Hugging Face cache and the hub ({FOLDER_VARIABLE})"
     parser.add_argument("--data-dir", metavar="DIR", help=text)
 
 
-def _add_allow(parser: argparse.ArgumentParser) -> None:
+def _add_allow(parser: Parser) -> None:
     parser.add_argument("--allow-code-execution", action="store_true", help="run generated programs without isolation")
 
 
-def _add_sweep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_sweep(commands: argparse._SubParsersAction[Parser]) -> None:
     grid = _command(commands, "sweep", _sweep, "a grid of runs that share what they can, and go on after a kill")
     grid.add_argument("grid", nargs="?", metavar="TOML", help="a file that names what the flags below name")
     grid.add_argument("--methods", metavar="LIST", help="method strings, by commas")
@@ -428,7 +487,7 @@ def _add_sweep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     grid.add_argument("--quiet", action="store_true", help="no progress")
 
 
-def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
     versus = _command(commands, "compare", _compare, "how far runs are apart, and how sure that is")
     versus.add_argument("records", nargs="+", metavar="RUN", help="records or run folders, compared with the first")
     versus.add_argument("--tasks", metavar="LIST", help="tasks or suites, by commas (default: all in common)")
@@ -442,7 +501,7 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     versus.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
-def _add_profile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_profile(commands: argparse._SubParsersAction[Parser]) -> None:
     from mcbench.composition import defaults
 
     cost = _command(commands, "profile", _profile, "time and memory of prefill and decode, beside transformers")
@@ -468,12 +527,13 @@ def _add_profile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: argparse._SubParsersAction[Parser],
     name: str,
     function: Callable[[argparse.Namespace], int],
     summary: str,
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False, formatter_class=_Help)
+) -> Parser:
+    parser = commands.add_parser(name, help=summary, description=summary, formatter_class=_Help)
+    parser.add_argument("--debug", action="store_true", help=f"show the details of a failure ({DEBUG})")
     parser.set_defaults(command=function)
     return parser
 

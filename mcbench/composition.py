@@ -6,13 +6,14 @@ import ast
 import dataclasses
 import importlib.resources
 import json
-import types
+import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
+from mcbench.bounds import alternatives, bounds_in, hints_of, require_value, shown
 from mcbench.errors import BadInput, UnknownName
 from mcbench.method import DECISIONS, Method, decisions
 from mcbench.registry import Registry, looks_like_path, suggest
@@ -178,14 +179,13 @@ def make(kind: type[T], name: str, settings: Mapping[str, Any]) -> T:
     Raises UnknownName for a field that it does not have, BadInput for a value that is not what the field wants.
     """
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    try:
-        hints = typing.get_type_hints(kind)
-    except NameError as error:
-        raise BadInput(f"{name}: an annotation cannot be read: {error}") from error
+    hints = hints_of(kind)
     for key in settings:
         if key not in fields:
             raise UnknownName(f"{name} has no hyper-parameter {key!r}; {suggest(key, fields)}")
     values = {key: _typed(value, hints[key], f"{name}: {key}") for key, value in settings.items()}
+    for key, value in values.items():
+        require_value(value, bounds_in(hints[key]), f"{name}: {key}")
     try:
         return kind(**values)
     except BadInput:
@@ -221,30 +221,39 @@ def _value(text: str) -> Any:
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
     """`value` as the annotation `hint` wants it, whole numbers accepted as floats."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    options = alternatives(hint)
     for option in options:
         origin = typing.get_origin(option) or option
         if origin is typing.Literal:
             if value in typing.get_args(option):
                 return value
         elif option is float and isinstance(value, int) and not isinstance(value, bool):
-            return _finite(value, where)
+            return _as_float(value)
         elif origin is type(None) and value is None:
             return None
         elif origin in (tuple, list) and isinstance(value, tuple | list):
-            return origin(value)
+            return origin(_elements(value, typing.get_args(option), where))
         elif isinstance(value, bool) and option is not bool:
             continue
         elif isinstance(origin, type) and isinstance(value, origin):
-            return _finite(value, where) if isinstance(value, float) else value
+            return value
     wanted = " or ".join(_described(option) for option in options)
-    raise BadInput(f"{where} must be {wanted}, not {value!r}")
+    raise BadInput(f"{where} must be {wanted}, not {shown(value)}")
 
 
-def _finite(value: float, where: str) -> float:
-    if not abs(value) < 1e100:
-        raise BadInput(f"{where} must be a number of reasonable size, not {str(value)[:20]}")
-    return float(value)
+def _elements(values: Sequence[Any], wanted: Sequence[Any], where: str) -> list[Any]:
+    """The values of a tuple or list, each as `tuple[X, ...]` or `list[X]` wants it; of another kind as they are."""
+    if not wanted or (len(wanted) == 2 and wanted[1] is not Ellipsis) or len(wanted) > 2:
+        return list(values)
+    return [_typed(value, wanted[0], f"each value of {where}") for value in values]
+
+
+def _as_float(value: int) -> float:
+    """Infinite for what no float holds, which no bounds allow."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _described(option: Any) -> str:

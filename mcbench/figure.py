@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mcbench.bounds import require_settings
 from mcbench.errors import BadInput, UnknownName
 from mcbench.leaderboard import Table, find_records, sheet, tabulate_records
 from mcbench.page import Line, Sheet, read_significance, series
@@ -62,6 +63,7 @@ def figure(
     """
     if kind not in KINDS:
         raise UnknownName(f"no figure is called {kind!r}; {suggest(kind, KINDS)}")
+    require_settings(table=table, bits=bits)
     if out.suffix not in FORMATS:
         raise BadInput(f"{str(out)!r} is neither {' nor '.join(FORMATS)}; end the file's name in one of them")
     shown = sheet(_chosen(tabulate_records(find_records(sources))[0], table))

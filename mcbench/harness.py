@@ -206,6 +206,7 @@ class HarnessTask(DefinedTask):
     passage_column: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.example_count() < 0:
             raise BadInput(f"{self.name} shows 0 examples or more before a question, not {self.example_count()}")
         require_window(self, getattr(self, "window", 0))

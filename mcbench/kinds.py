@@ -14,8 +14,9 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from mcbench.bounds import Between, Seed, Window
 from mcbench.errors import BadInput
 from mcbench.harness import Asked, DefinedTask, Part
 from mcbench.items import ChoiceItem, CodeItem, GenerationItem, TextItem
@@ -205,24 +206,17 @@ class CodeTask(WrittenTask):
 
     metric: ClassVar[str] = "pass@k"
 
-    samples: int = 1
-    k: int = 1
-    temperature: float = 0.8
-    top_p: float = 0.95
-    sampling_seed: int = 0
-    cpu_seconds: int = 2
+    samples: Annotated[int, Between(1, 1000)] = 1
+    k: Annotated[int, Between(1, 1000)] = 1
+    temperature: Annotated[float, Between(0.01, 100)] = 0.8
+    top_p: Annotated[float, Between(0.001, 1)] = 0.95
+    sampling_seed: Seed = 0
+    cpu_seconds: Annotated[int, Between(1, 600)] = 2
 
     def __post_init__(self) -> None:
-        if not 1 <= self.k <= self.samples:
+        super().__post_init__()
+        if self.k > self.samples:
             raise BadInput(f"pass@{self.k} needs at least as many samples; there are {self.samples}")
-        if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.sampling_seed < 0:
-            raise BadInput(
-                f"samples are drawn with temperature > 0, 0 < top_p <= 1 and a seed that is not negative, not "
-                f"temperature={self.temperature}, top_p={self.top_p}, sampling_seed={self.sampling_seed}; "
-                "samples=1 is greedy"
-            )
-        if self.cpu_seconds < 1:
-            raise BadInput(f"a program needs at least 1 second of processor time, not {self.cpu_seconds}")
 
     def items(self) -> Sequence[CodeItem]:
         """The problems."""
@@ -387,11 +381,12 @@ class PerplexityTask(ItemTask):
     higher_is_better: ClassVar[bool] = False
     _one_sample_an_item: ClassVar[bool] = False  # but one a window
 
-    window: int = 0
+    window: Window = 0
     style: Literal["rolling", "disjoint"] = "rolling"
     separator: str = "\n\n"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_window(self, self.window)
 
     def items(self) -> Sequence[TextItem]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from mcbench.bounds import require_bounds
+
 if TYPE_CHECKING:  # torch stays out of reach until a method computes with it
     from torch import Tensor
 
@@ -31,6 +33,10 @@ class Method:
     paper: ClassVar[str] = ""
     needs_hessian: ClassVar[bool] = False
     compresses: ClassVar[bool] = True  # False for what leaves the model as it is: no other part goes with it
+
+    def __post_init__(self) -> None:
+        """Raises BadInput for a field out of its bounds (see `mcbench.bounds`); a subclass calls it from its own."""
+        require_bounds(self, type(self).__name__)
 
     @property
     def needs(self) -> tuple[str, ...]:

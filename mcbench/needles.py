@@ -10,8 +10,9 @@ import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from mcbench.bounds import Between, Seed, shown
 from mcbench.datasets import Rows, load
 from mcbench.errors import BadInput
 from mcbench.items import GenerationItem
@@ -20,6 +21,7 @@ from mcbench.kinds import GenerationTask
 NEEDLE = "The secret number of {key} is {value}."
 BEFORE = "Remember what the following text says about secret numbers; it will be asked at the end.\n\n"
 AFTER = "\n\nQuestion: What is the secret number of {key}?\nAnswer: The secret number of {key} is"
+MOST_CHARACTERS = 200_000_000  # of all texts of a task together, which are made and kept in memory
 CITIES = (
     "Antwerp", "Bergen", "Bilbao", "Bogota", "Calgary", "Dakar", "Darwin", "Dublin", "Durban", "Florence", "Geneva",
     "Glasgow", "Hanoi", "Havana", "Helsinki", "Jakarta", "Kyoto", "Leipzig", "Lima", "Lisbon", "Lyon", "Manila",
@@ -45,17 +47,22 @@ class NeedleTask(GenerationTask):
     names: ClassVar[Literal["cities", "numbered cities", "uuids"]] = "cities"
     max_new_tokens: ClassVar[int] = 16
 
-    lengths: tuple[int, ...] = (4096, 8192, 16384, 32768)
-    depths: int = 11
-    repeats: int = 3
-    seed: int = 0
-    characters_per_token: float = 3.75
+    lengths: Annotated[tuple[int, ...], Between(256, 2**20, most=100)] = (4096, 8192, 16384, 32768)
+    depths: Annotated[int, Between(2, 1000)] = 11
+    repeats: Annotated[int, Between(1, 1000)] = 3
+    seed: Seed = 0
+    characters_per_token: Annotated[float, Between(0.5, 20)] = 3.75
 
     def __post_init__(self) -> None:
-        if not self.lengths or not all(isinstance(n, int) and n >= 256 for n in self.lengths):
-            raise BadInput(f"{self.name} needs lengths of 256 tokens or more, not {self.lengths}")
-        if self.depths < 2 or self.repeats < 1 or not 0.5 <= self.characters_per_token <= 20:
-            raise BadInput(f"{self.name} needs 2 depths, 1 repeat and 0.5 to 20 characters per token at the least")
+        super().__post_init__()
+        if not self.lengths or not all(isinstance(n, int) for n in self.lengths):
+            raise BadInput(f"{self.name} needs lengths in whole tokens, not {shown(self.lengths)}")
+        characters = sum(self.lengths) * self.depths * self.repeats * self.characters_per_token
+        if characters > MOST_CHARACTERS:
+            raise BadInput(
+                f"{self.name} would write {characters:,.0f} characters of text, and {MOST_CHARACTERS:,} are the most: "
+                "ask for fewer lengths, depths or repeats"
+            )
 
     def items(self) -> Sequence[GenerationItem]:
         """One prompt for each length, depth and repeat."""

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcbench import record as recorded
-from mcbench.allocation import BitAllocation, BitBudget
+from mcbench.allocation import BitAllocation, BitBudget, require_widths
+from mcbench.bounds import require_settings
 from mcbench.catalogue import select_tasks
 from mcbench.composition import METHODS, Composition, Part, compose, defaults
 from mcbench.datasets import data_folder
@@ -90,10 +91,8 @@ def run(
     for name, value in {"method": method, "tasks": tasks, "model": model, "out": out, "save": save}.items():
         if value is not None and not str(value).strip():
             raise BadInput(f"{name} is empty; leave it out or name one")
-    if not 0 <= seed < 2**32:
-        raise BadInput(f"a seed lies between 0 and {2**32 - 1}, not {seed}")
-    if limit is not None and limit < 1:
-        raise BadInput(f"the limit must be at least 1 item, not {limit}")
+    require_settings(bits=bits, expert_bits=expert_bits, seed=seed, samples=samples, length=length, limit=limit)
+    require_widths(widths)
     composition = compose(defaults()["method"] if method is None else method, seed=seed)
     if not composition.compresses and (bits, expert_bits, save) != (None, None, None):
         raise BadInput(

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
 
+from mcbench.bounds import Between, Layers, Share
 from mcbench.errors import BadInput
 from mcbench.method import Method
 from mcbench.progress import track
@@ -54,19 +55,16 @@ class ThresholdPolicy(Method):
     fitted: a folder with thresholds found by an earlier run; they are used instead of learning some.
     """
 
-    skip: float | None = None
-    quantile: float = 0.5
-    threshold: float | None = None
-    layers: tuple[int, ...] | None = None
+    skip: Share | None = None
+    quantile: Annotated[float, Between(0, 1)] = 0.5
+    threshold: Annotated[float | None, Between(-1e9, 1e9)] = None
+    layers: Layers | None = None
     fitted: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.skip is not None and self.threshold is not None:
             raise BadInput("give a skip share or a fixed threshold, not both")
-        if self.skip is not None and not 0 <= self.skip < 1:
-            raise BadInput(f"skip is a share of all pairs, from 0 to below 1, not {self.skip}")
-        if not 0 <= self.quantile <= 1:
-            raise BadInput(f"a quantile lies between 0 and 1, not at {self.quantile}")
         if self.layers is not None and (
             not self.layers or not all(isinstance(n, int) and not isinstance(n, bool) for n in self.layers)
         ):
@@ -154,14 +152,8 @@ class ProtectingPolicy(ThresholdPolicy):
     While decoding, a pass holds one token of each sequence; its share rounds down to none, so the weights decide alone.
     """
 
-    protect: float = 0.02
-    drop_all: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, share in (("protect", self.protect), ("drop_all", self.drop_all)):
-            if not 0 <= share <= 1:
-                raise BadInput(f"{name} is a share of the tokens, from 0 to 1, not {share}")
+    protect: Annotated[float, Between(0, 1)] = 0.02
+    drop_all: Annotated[float, Between(0, 1)] = 0.0
 
     @property
     def ranks_tokens(self) -> bool:

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcbench.allocation import BitAllocation, BitBudget
+from mcbench.allocation import BitAllocation, BitBudget, require_widths
+from mcbench.bounds import require_settings
 from mcbench.checkpoint import COMPRESSION, WEIGHTS, first_sentence, is_compressed, untied
 from mcbench.composition import Composition, compose, defaults
 from mcbench.compression import uncompressed_sizes
@@ -96,12 +97,12 @@ def profile(
     Raises BadInput and UnknownName for what cannot be done as asked. A cell that does not fit is a cell with a reason.
     """
     shapes = read_grid(grid)
-    for name, number in {"repeats": repeats, "warmup": warmup}.items():
-        if number < 1:
-            raise BadInput(f"the {name} must be at least 1, not {number}")
+    require_settings(bits=bits, expert_bits=expert_bits, seed=seed, samples=samples, length=length)
+    require_settings(repeats=repeats, warmup=warmup)
     for name, value in {"method": method, "model": model, "record": record, "out": out}.items():
         if value is not None and not str(value).strip():
             raise BadInput(f"{name} is empty; leave it out or name one")
+    require_widths(widths)
     known = None
     if record is not None:
         asked: dict[str, object] = {
@@ -121,8 +122,6 @@ def profile(
         if (learnt := known.calibration) is not None:
             calibration = None if learnt.source == "reference" else learnt.source
             samples, length = learnt.samples, learnt.length
-    if not 0 <= (seed or 0) < 2**32:
-        raise BadInput(f"a seed lies between 0 and {2**32 - 1}, not {seed}")
     composition = compose("none" if method is None else method, seed=seed or 0)
     if not composition.compresses and (bits, expert_bits) != (None, None):
         raise BadInput(f"{composition.asked!r} compresses nothing, so it takes no budget; name a method")

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
+from mcbench.interrupts import require_none
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -35,6 +37,7 @@ def track(steps: Iterable[T], total: int | None = None, label: str = "") -> Iter
     with _bar(label, total) as advance:
         for step in steps:
             yield step
+            require_none()
             advance()
 
 
@@ -91,6 +94,7 @@ class _Advance:
 
 @contextlib.contextmanager
 def _bar(label: str, total: int | None) -> Iterator[_Advance]:
+    require_none()
     if _Shown.muted:
         yield _Advance(label, total)
         return

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from mcbench import __version__
+from mcbench.bounds import require_settings
 from mcbench.datasets import FOLDER_VARIABLE
 from mcbench.errors import BadInput, CheckFailed, NotInstalled, UnknownName
 from mcbench.files import write_whole
@@ -62,12 +63,9 @@ class RayEngine:
     memory_gb: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.cpus < 1:
-            raise BadInput(f"a cell needs at least 1 cpu, not {self.cpus}")
-        if not 0 <= self.gpus < 1e4 or (self.gpus > 1 and self.gpus != int(self.gpus)):
+        require_settings(cpus=self.cpus, gpus=self.gpus, memory_gb=self.memory_gb)
+        if self.gpus > 1 and self.gpus != int(self.gpus):
             raise BadInput(f"gpus are a whole number or a share of one, not {self.gpus:g}")
-        if not 0 <= self.memory_gb < 1e6:
-            raise BadInput(f"the memory is a number of GB, not {self.memory_gb:g}")
         if self.address and self.address != "auto":
             host_and_port(self.address)
         _ray()

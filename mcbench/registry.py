@@ -88,9 +88,17 @@ def suggest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     if not known:
         return "it has none"
-    near = difflib.get_close_matches(name, known, n=1) or [each for each in known if each.lower() == name.lower()]
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}(known: {', '.join(known)})"
+    listed = ", ".join(known)
+    near = nearest(name, known)
+    return f"did you mean {near!r}? (known: {listed})" if near else f"known are {listed}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that is most like a misspelt one; empty where none is."""
+    known = list(known)
+    name = name[:100]  # comparing takes the product of the lengths
+    alike = [each for each in known if each.lower() == name.lower()]
+    return next(iter(alike or difflib.get_close_matches(name, known, n=1)), "")
 
 
 def names_in(text: str, what: str) -> list[str]:

@@ -30,7 +30,7 @@ from mcbench.record import Record, Result
 from mcbench.registry import suggest
 from mcbench.report import bit_figure, number, with_error
 from mcbench.significance import expert_tables, measure, picture
-from mcbench.speed import Profile
+from mcbench.speed import Profile, read_grid
 from mcbench.sweep import Grid, Outcome, Plan, plan, sweep
 from mcbench.task import Scores, load_samples
 
@@ -174,6 +174,7 @@ def reproduce(
     if grid:
         if not chosen.cells:
             raise BadInput(f"{chosen.name} times nothing, so leave --grid out")
+        read_grid(grid)
         chosen = replace(chosen, cells=grid)
     if not chosen.columns:
         _no_tasks(chosen, settings)

@@ -7,6 +7,7 @@ Speeds stand in one table only where device and machine agree.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from mcbench.bounds import Between, shown
 from mcbench.errors import BadInput
 from mcbench.files import read_text, write_whole
 from mcbench.record import FILE_NAME, Environment, Record, read_sealed, seal
@@ -23,6 +25,8 @@ from mcbench.report import aligned, note
 SCHEMA = 1
 PROFILE, UNFINISHED = "profile.json", "profile.partial.json"
 DEFAULT_GRID = "1/8/16x512/1024/2048/4096+32,1x2048+512"
+LARGEST_AXIS = Between(1, 2**20)
+MOST_CELLS = 1000
 HEADLINE = "1x2048+512"  # the cell of the paper, shown in the leaderboard where it was measured
 PHASES: tuple[PhaseName, ...] = ("prefill", "decode")
 DEQUANTISED = (
@@ -50,12 +54,20 @@ def read_grid(text: str) -> tuple[Shape, ...]:
     shapes: list[Shape] = []
     for part in text.split(","):
         if not (found := re.fullmatch(r"\s*([\d/]+)x([\d/]+)\+([\d/]+)\s*", part)):
-            raise BadInput(f"{part!r} is no cell; write BATCHxPROMPT+OUTPUT, such as 1x512+32 or 1/8x512/1024+32")
-        axes = [[int(n) if n else 0 for n in axis.split("/")] for axis in found.groups()]
-        if min(min(axis) for axis in axes) < 1:
-            raise BadInput(f"the cell {part.strip()!r} has an empty part; batch, prompt and output are 1 or more")
+            raise BadInput(f"{shown(part)} is no cell; write BATCHxPROMPT+OUTPUT, such as 1x512+32 or 1/8x512/1024+32")
+        axes = [[_size(n, part.strip()) for n in axis.split("/")] for axis in found.groups()]
+        if math.prod(map(len, axes)) > MOST_CELLS:
+            raise BadInput(f"the cells {shown(part)} are more than {MOST_CELLS:,}; ask for fewer")
         shapes += [Shape(b, p, o) for b in axes[0] for p in axes[1] for o in axes[2]]
     return tuple(dict.fromkeys(shapes))
+
+
+def _size(digits: str, cell: str) -> int:
+    if not digits:
+        raise BadInput(f"the cell {shown(cell)} has an empty part; batch, prompt and output are 1 or more")
+    size = int(digits[:20])  # more digits are out of bounds in any case
+    LARGEST_AXIS.require(size, f"each of batch, prompt and output in the cell {shown(cell)}")
+    return size
 
 
 @dataclass(frozen=True)

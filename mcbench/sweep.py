@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from mcbench.allocation import require_widths
+from mcbench.bounds import require_settings, shown
 from mcbench.catalogue import select_tasks
 from mcbench.composition import Composition, compose, defaults, method_strings
 from mcbench.datasets import data_folder
@@ -77,10 +79,13 @@ class Grid:
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise BadInput(f"{name} names a value twice: {', '.join(f'{v:g}' for v in values)}")
-        if not self.seeds or not all(0 <= seed < 2**32 for seed in self.seeds):
-            raise BadInput(f"seeds lie between 0 and {2**32 - 1}, and there is at least one")
-        if self.limit < 0 or self.samples < 0 or self.length < 0:
-            raise BadInput("limit, samples and length are at least 1, or left out")
+        require_widths(self.widths)
+        if not self.seeds:
+            raise BadInput("a sweep needs at least one seed")
+        for name, values in {"seed": self.seeds, "bits": self.bits, "expert_bits": self.expert_bits}.items():
+            for value in values:
+                require_settings(**{name: value})
+        require_settings(limit=self.limit or None, samples=self.samples or None, length=self.length or None)
         if len(self.methods) * max(1, len(self.bits) + len(self.expert_bits)) * len(self.seeds) > MOST_CELLS:
             raise BadInput(f"the grid has more than {MOST_CELLS:,} cells")
 
@@ -300,7 +305,7 @@ def make_grid(settings: Mapping[str, Any], where: str = "the grid") -> Grid:
         if key in readers:
             values[key] = readers[key](value, f"{where}: {key}")
         elif type(value) is not type(default):
-            raise BadInput(f"{where}: {key} must be {type(default).__name__}, not {value!r}")
+            raise BadInput(f"{where}: {key} must be {type(default).__name__}, not {shown(value)}")
         else:
             values[key] = value
     return Grid(**values)
@@ -318,9 +323,10 @@ def numbers(value: Any, where: str = "bits") -> tuple[float, ...]:
             low, high = float(ends[0]), float(ends[min(1, len(ends) - 1)])
             points = int(ends[2]) if len(ends) == 3 else POINTS if len(ends) == 2 else 1
         except ValueError:
-            raise BadInput(f"{where} must be numbers by commas or a range such as 1.57:2.54, not {piece!r}") from None
+            wanted = "numbers by commas or a range such as 1.57:2.54"
+            raise BadInput(f"{where} must be {wanted}, not {shown(piece)}") from None
         if not 0 < low <= high < 100 or not 1 <= points <= 1000 or (len(ends) > 1 and (points < 2 or low == high)):
-            raise BadInput(f"{where}: {piece!r} is no range of widths; write low:high:points, such as 1.57:2.54:9")
+            raise BadInput(f"{where}: {shown(piece)} is no range of widths; write one such as 1.57:2.54:9")
         found += [round(low + (high - low) * at / max(1, points - 1), 6) for at in range(points)]
     return tuple(dict.fromkeys(found))
 
@@ -524,7 +530,7 @@ def _whole(value: Any, where: str) -> tuple[int, ...]:
             raise ValueError
         return tuple(dict.fromkeys(int(piece) for piece in pieces))
     except ValueError:
-        raise BadInput(f"{where} must be whole numbers by commas, not {value!r}") from None
+        raise BadInput(f"{where} must be whole numbers by commas, not {shown(value)}") from None
 
 
 def _detail(outcome: Outcome) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
+from mcbench.bounds import require_bounds, require_settings
 from mcbench.datasets import current_folder, loaded
 from mcbench.errors import BadInput
 from mcbench.items import Item
@@ -91,6 +92,10 @@ class Task:
     version: ClassVar[int] = 1
     _one_sample_an_item: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        """Raises BadInput for a parameter out of its bounds (`mcbench.bounds`); a subclass calls it from its own."""
+        require_bounds(self, self.name)
+
     def items(self) -> Sequence[Item]:
         """Every item, always the same for the same parameters."""
         raise NotImplementedError
@@ -150,8 +155,7 @@ class Task:
         another model, protocol or limit.
         """
         started = time.monotonic()
-        if limit is not None and limit < 1:
-            raise BadInput(f"the limit must be at least 1 item, not {limit}")
+        require_settings(limit=limit)
         items, partial = self._first(items_of(self), limit)
         if few is not None:
             assert sink is None, "what is asked for a look is not kept"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from mcbench.bounds import Between, GroupSize
 from mcbench.errors import BadInput
 from mcbench.method import Method
 
@@ -32,8 +33,8 @@ class Binary(Method):
     paper: ClassVar[str] = "https://arxiv.org/abs/1603.05279"
     needs_hessian: ClassVar[bool] = True
 
-    group_size: int = 128
-    damping: float = 0.01
+    group_size: GroupSize = 128
+    damping: Annotated[float, Between(0, 10)] = 0.01
 
     def quantize(self, weights: Tensor, widths: Sequence[int], hessian: Tensor | None) -> dict[int, QuantizedTensor]:
         """Each of the matrices [N, out, in] at 1 bit. Raises BadInput for any other width."""

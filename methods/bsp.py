@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from mcbench.allocation import BitAllocation, BitBudget, WeightCount
+from mcbench.bounds import Width
 from mcbench.errors import BadInput
 from mcbench.method import Method
 from mcbench.stats import CalibrationStats
@@ -34,10 +35,11 @@ class BSP(Method):
 
     score: Literal["learned", "exact"] = "learned"
     important: Literal["low", "high"] = "low"
-    low: int | None = None
-    high: int | None = None
+    low: Width | None = None
+    high: Width | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.low is None) != (self.high is None):
             raise BadInput("give both widths, low and high, or neither")
         if self.low is not None and self.high is not None and self.low >= self.high:

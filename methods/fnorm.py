@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mcbench.allocation import BitAllocation, BitBudget, cheapest
+from mcbench.bounds import Floor
 from mcbench.method import Method
 from mcbench.stats import CalibrationStats
 
@@ -22,7 +23,7 @@ class FNorm(Method):
     """
 
     quantizer: Literal["minmax", "final"] = "minmax"
-    floor: int | float = 1
+    floor: Floor = 1
 
     @property
     def needs(self) -> tuple[str, ...]:

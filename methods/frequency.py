@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mcbench.allocation import BitAllocation, BitBudget, cheapest, share
+from mcbench.bounds import Floor
 from mcbench.method import Method
 from mcbench.stats import CalibrationStats
 
@@ -22,7 +23,7 @@ class Frequency(Method):
     floor: experts of each layer that must have each width above the lowest, as in eq. 4; a count, or a share (float).
     """
 
-    floor: int | float = 1
+    floor: Floor = 1
     needs = ("token_count",)
 
     def allocate(self, stats: CalibrationStats, budget: BitBudget) -> BitAllocation:

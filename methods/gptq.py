@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from mcbench.bounds import Between, GroupSize
 from mcbench.errors import BadInput
 from mcbench.method import Method
 
@@ -40,11 +41,11 @@ class GPTQ(Method):
     paper: ClassVar[str] = "https://arxiv.org/abs/2210.17323"
     needs_hessian: ClassVar[bool] = True
 
-    group_size: int = 128
-    damping: float = 0.01
+    group_size: GroupSize = 128
+    damping: Annotated[float, Between(0, 10)] = 0.01
     act_order: bool = True
-    rounds: int = 3
-    refit: int = 2
+    rounds: Annotated[int, Between(1, 20)] = 3
+    refit: Annotated[int, Between(0, 20)] = 2
     variant: Literal["full", "mcmoe"] = "full"
     inputs: Literal["original", "quantized"] = "original"
 

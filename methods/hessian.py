@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mcbench.allocation import BitAllocation, BitBudget, Scope, cheapest, seen_values
+from mcbench.bounds import Floor
 from mcbench.method import Method
 from mcbench.stats import CalibrationStats
 
@@ -33,7 +34,7 @@ class Hessian(Method):
     trace: Literal["closed", "hutchinson"] = "closed"
     tokens: Literal["mean", "sum"] = "mean"
     quantizer: Literal["final", "minmax"] = "final"
-    floor: int | float = 1
+    floor: Floor = 1
     scope: Scope = "layer"
 
     @property

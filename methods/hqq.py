@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from mcbench.bounds import GroupSize
 from mcbench.errors import NotInstalled
 from mcbench.method import Method
 
@@ -30,7 +31,7 @@ class HQQ(Method):
 
     paper: ClassVar[str] = "https://mobiusml.github.io/hqq_blog/"
 
-    group_size: int = 128
+    group_size: GroupSize = 128
 
     def quantize(self, weights: Tensor, widths: Sequence[int], hessian: Tensor | None) -> dict[int, QuantizedTensor]:
         """Each of the matrices [N, out, in] at each width; the Hessian is not looked at."""

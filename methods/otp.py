@@ -19,12 +19,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mcbench.bounds import Between, Layers, Seed, Share
 from mcbench.errors import BadInput
 from mcbench.method import Method
 from mcbench.policy import sequences_per_batch
@@ -53,25 +54,22 @@ class OTP(Method):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2510.10962"
-    sparsity: float = 1.0
+    sparsity: Annotated[float, Between(0, 1000)] = 1.0
     candidates: Literal["prefix", "subset", "independent"] = "prefix"
-    steps: int = 150
-    batch: int = 8
-    rate: float = 0.01
-    hot: float = 2.0
-    cold: float = 0.1
-    skip: float | None = None
-    layers: tuple[int, ...] | None = None
+    steps: Annotated[int, Between(1, 100_000)] = 150
+    batch: Annotated[int, Between(1, 4096)] = 8
+    rate: Annotated[float, Between(1e-8, 10)] = 0.01
+    hot: Annotated[float, Between(1e-3, 1000)] = 2.0
+    cold: Annotated[float, Between(1e-3, 1000)] = 0.1
+    skip: Share | None = None
+    layers: Layers | None = None
     fitted: str = ""
-    seed: int | None = None
+    seed: Seed | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1:
-            raise BadInput(f"training takes at least 1 step of 1 sequence, not {self.steps} of {self.batch}")
-        if not 0 < self.cold <= self.hot or self.rate <= 0 or self.sparsity < 0:
-            raise BadInput("a temperature falls to above 0, a rate is above 0 and a sparsity at least 0")
-        if self.skip is not None and not 0 <= self.skip < 1:
-            raise BadInput(f"skip is a share of all pairs, from 0 to below 1, not {self.skip}")
+        super().__post_init__()
+        if self.cold > self.hot:
+            raise BadInput(f"the temperature falls from hot to cold, not from {self.hot:g} to {self.cold:g}")
 
     @property
     def sees(self) -> tuple[str, ...]:

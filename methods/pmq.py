@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mcbench.allocation import BitAllocation, BitBudget, Scope, cheapest, seen_values, share
+from mcbench.bounds import Exponent, Floor
 from mcbench.method import Method
 from mcbench.stats import Array, CalibrationStats
 
@@ -33,13 +34,13 @@ class PMQ(Method):
     because they grow with depth and are not comparable between layers.
     """
 
-    alpha: float = 1.0
-    beta: float = 1.5
-    gamma: float = 1.0
+    alpha: Exponent = 1.0
+    beta: Exponent = 1.5
+    gamma: Exponent = 1.0
     error: Literal["block", "batch-sum", "kl", "fnorm"] = "block"
     quantizer: Literal["minmax", "final"] = "minmax"
     renormalize: bool = False
-    floor: int | float = 1
+    floor: Floor = 1
     scope: Scope = "layer"
 
     @property

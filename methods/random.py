@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcbench.allocation import BitAllocation, BitBudget
+from mcbench.bounds import Seed
 from mcbench.method import Method
 from mcbench.stats import CalibrationStats
 
@@ -20,7 +21,7 @@ from mcbench.stats import CalibrationStats
 class Random(Method):
     """A uniformly random allocation of each layer's total. seed: of the draw; `--seed` where not given."""
 
-    seed: int | None = None
+    seed: Seed | None = None
 
     def allocate(self, stats: CalibrationStats, budget: BitBudget) -> BitAllocation:
         rng = np.random.default_rng(self.seed or 0)

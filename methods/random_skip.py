@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mcbench.bounds import Seed, Share
 from mcbench.policy import ThresholdPolicy
 from mcbench.routing import Choices
 
@@ -21,8 +22,8 @@ class RandomSkip(ThresholdPolicy):
     quantile, threshold: of the lots, uniform from 0 to 1, where skip is None. seed: `--seed` where not given.
     """
 
-    skip: float | None = 0.15
-    seed: int | None = None
+    skip: Share | None = 0.15
+    seed: Seed | None = None
 
     def score(self, choices: Choices) -> Tensor:
         rank = torch.arange(choices.weight.shape[1], device=choices.weight.device)[None]  # [1, K]

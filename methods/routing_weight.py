@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mcbench.allocation import BitAllocation, BitBudget, cheapest, share
+from mcbench.bounds import Floor
 from mcbench.method import Method
 from mcbench.stats import CalibrationStats
 
@@ -24,7 +25,7 @@ class RoutingWeight(Method):
     """
 
     renormalize: bool = False
-    floor: int | float = 1
+    floor: Floor = 1
 
     @property
     def needs(self) -> tuple[str, ...]:

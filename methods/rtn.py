@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from mcbench.bounds import GroupSize
 from mcbench.method import Method
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class RTN(Method):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2210.17323"
 
-    group_size: int = 128
+    group_size: GroupSize = 128
     search: bool = True
 
     def quantize(self, weights: Tensor, widths: Sequence[int], hessian: Tensor | None) -> dict[int, QuantizedTensor]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor
 
+from mcbench.bounds import Between, Layers
 from mcbench.errors import BadInput
 from mcbench.method import Method
 from mcbench.routing import Choices, Learnt, Routed
@@ -25,12 +26,8 @@ class TopK(Method):
     k: how many experts run. layers: those pruned, all by default.
     """
 
-    k: int = 1
-    layers: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise BadInput(f"a token runs at least 1 expert, not {self.k}")
+    k: Annotated[int, Between(1, 1024)] = 1
+    layers: Layers | None = None
 
     def learn(self, model: MoEModel, data: CalibrationData) -> Learnt:
         if self.k > model.top_k:

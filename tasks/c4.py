@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from mcbench.bounds import Between, Window
 from mcbench.datasets import load
-from mcbench.errors import BadInput
 from mcbench.items import TextItem
 from mcbench.kinds import PerplexityTask
 
@@ -20,16 +20,11 @@ class C4(PerplexityTask):
     file; the record names it, and its protocol id is another.
     """
 
-    window: int = 2048
+    window: Window = 2048
     style: Literal["rolling", "disjoint"] = "disjoint"
     separator: str = " "
-    documents: int = 1100
-    windows: int = 256
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.documents < 1 or self.windows < 1:
-            raise BadInput(f"c4 needs at least 1 document and 1 window, not {self.documents} and {self.windows}")
+    documents: Annotated[int, Between(1, 1_000_000)] = 1100
+    windows: Annotated[int, Between(1, 1_000_000)] = 256
 
     def items(self) -> Sequence[TextItem]:
         """The first `documents` of the split, or all where there are fewer."""

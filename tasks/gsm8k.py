@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from mcbench.bounds import Between
 from mcbench.harness import HarnessTask
 
 
@@ -24,7 +26,7 @@ class GSM8K(HarnessTask):
     metric = "exact_match,strict-match"
     also = ("exact_match,flexible-extract",)
 
-    shots: int = 5
+    shots: Annotated[int, Between(0, 100)] = 5
 
     def example_count(self) -> int:
         """As many as `shots`."""

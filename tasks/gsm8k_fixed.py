@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from mcbench.bounds import Between
 from mcbench.harness import HarnessTask
 
 
@@ -26,7 +27,7 @@ class GSM8KFixed(HarnessTask):
     metric = "exact_match,strict-match"
     also = ("exact_match,flexible-extract",)
 
-    shots: int = 5
+    shots: Annotated[int, Between(0, 100)] = 5
 
     def example_count(self) -> int:
         """As many as `shots`."""

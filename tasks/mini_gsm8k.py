@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mcbench.bounds import Count, Seed
 from mcbench.items import GenerationItem
 from mcbench.kinds import GenerationTask
 from mcbench.reference import items
@@ -17,8 +18,8 @@ class MiniGSM8K(GenerationTask):
 
     counterpart = "gsm8k"
 
-    count: int = 300
-    seed: int = 0
+    count: Count = 300
+    seed: Seed = 0
 
     def items(self) -> Sequence[GenerationItem]:
         """The first `count` held-out items drawn with `seed`."""

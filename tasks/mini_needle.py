@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mcbench.bounds import Count, Seed
 from mcbench.items import GenerationItem
 from mcbench.kinds import GenerationTask
 from mcbench.reference import items
@@ -16,8 +17,8 @@ class MiniNeedle(GenerationTask):
 
     counterpart = "niah"
 
-    count: int = 300
-    seed: int = 0
+    count: Count = 300
+    seed: Seed = 0
 
     def items(self) -> Sequence[GenerationItem]:
         """The first `count` held-out items drawn with `seed`."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from mcbench.bounds import Between
 from mcbench.harness import HarnessTask
 
 
@@ -21,7 +23,7 @@ class MMLU5Shot(HarnessTask):
     group_column = "subject"
     metric = "acc"
 
-    shots: int = 5
+    shots: Annotated[int, Between(0, 100)] = 5
 
     def example_count(self) -> int:
         """As many as `shots`."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from mcbench.bounds import Between
 from mcbench.needles import NeedleTask
 
 
@@ -14,4 +16,5 @@ class NIAHMultikey2(NeedleTask):
     hay = "needles"
     names = "numbered cities"
 
-    characters_per_token: float = 2.1  # digits are tokens of their own in many vocabularies
+    # digits are tokens of their own in many vocabularies
+    characters_per_token: Annotated[float, Between(0.5, 20)] = 2.1

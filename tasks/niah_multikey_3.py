@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from mcbench.bounds import Between
 from mcbench.needles import NeedleTask
 
 
@@ -15,4 +17,5 @@ class NIAHMultikey3(NeedleTask):
     names = "uuids"
     max_new_tokens = 48
 
-    characters_per_token: float = 1.3  # digits are tokens of their own in many vocabularies
+    # digits are tokens of their own in many vocabularies
+    characters_per_token: Annotated[float, Between(0.5, 20)] = 1.3

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mcbench.bounds import Window
 from mcbench.datasets import load
 from mcbench.items import TextItem
 from mcbench.kinds import PerplexityTask
@@ -18,7 +19,7 @@ class WikiText2(PerplexityTask):
     As GPTQ and MC-MoE have it. Not to be confused with lm-eval's perplexity per word, which is higher by far.
     """
 
-    window: int = 2048
+    window: Window = 2048
     style: Literal["rolling", "disjoint"] = "disjoint"
 
     def items(self) -> Sequence[TextItem]:

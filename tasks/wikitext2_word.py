@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mcbench.bounds import Window
 from mcbench.harness import HarnessTask
 
 
@@ -23,4 +24,4 @@ class WikiText2Word(HarnessTask):
     also = ("byte_perplexity", "bits_per_byte")
     higher_is_better = False
 
-    window: int = 0
+    window: Window = 0

@@ -23,11 +23,15 @@ ROOT = Path(__file__).parent.parent
 # a module imports only from modules above it
 ORDER = (
     "errors",
+    "bounds",
+    "interrupts",
     "files",
     "sealed",
     "items",
     "progress",
     "registry",
+    "failures",
+    "arguments",
     "published",
     "audit",
     "datasets",

@@ -162,9 +162,9 @@ def test_it_is_called_a_re_implementation_where_people_read() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "at least 1 step"),
-        ({"cold": 0.0}, "temperature"),
-        ({"skip": 1.2}, "share of all pairs"),
+        ({"steps": 0}, "steps must lie between"),
+        ({"cold": 3.0}, "temperature"),
+        ({"skip": 1.2}, "skip must lie between"),
         ({"skip": 0.7, "steps": 1}, r"a skip of 0.7 cannot be met: .* at most 0.500"),
     ],
 )

@@ -373,8 +373,8 @@ def test_tables_without_profiles_are_what_they_were() -> None:
     ("arguments", "words"),
     [
         (["--grid", "1x2"], "'1x2' is no cell"),
-        (["--repeats", "0"], "the repeats must be at least 1, not 0"),
-        (["--warmup", "0"], "the warmup must be at least 1, not 0"),
+        (["--repeats", "0"], "the repeats must lie between 1 and 1,000, not 0"),
+        (["--warmup", "0"], "the warmup must lie between 1 and 1,000, not 0"),
         (["--method", "pmp", "--bits", "2"], "did you mean"),
         (["--bits", "2"], "compresses nothing"),
         (["--method", "pmq"], "needs a budget"),
