@@ -149,6 +149,9 @@ def test_the_default_run_stands_in_the_committed_table(tmp_path: Path) -> None:
 def test_all_code_that_an_answer_goes_through_is_named_in_its_fingerprint() -> None:
     plain = {
         "errors",
+        "bounds",
+        "interrupts",
+        "sealed",
         "files",
         "items",
         "progress",
