@@ -2,35 +2,35 @@
 
 A folder may hold a set as its authors publish it, as the hub has it (parquet), or as `datasets` saves it (arrow). Rows
 come out in the hub's columns whatever they came from, with the name of their source and its SHA-256. Files that are
-cut short, lack rows or have other columns are refused.
+cut short, lack rows or have other columns are refused. Ends of lines and byte order marks are no content: rows are
+those of the published file however it was kept. Where the digest of a split's rows is known, it tells whether they are
+the published ones.
 """
 
 from __future__ import annotations
 
-import bz2
 import contextlib
 import contextvars
 import csv
 import functools
-import gzip
 import hashlib
 import importlib.util
 import io
 import itertools
 import json
-import lzma
 import os
 import re
 import socket
 import urllib.parse
 import urllib.request
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mcbench.errors import BadInput, UnknownName
+from mcbench.plaintext import SUFFIXES, text_of, with_newlines, written_elsewhere
+from mcbench.plaintext import Misfit as _Misfit
 from mcbench.registry import suggest
 
 FOLDER_VARIABLE = "MCBENCH_DATA"
@@ -44,29 +44,52 @@ class Rows:
 
     sha256: of the file, or of the lines `<sha256>  <name>` of all files where there are several.
     official: how many rows the published split has; None where that is not a number (a stream of documents).
+    content: what is known of the rows: VERIFIED, COUNTED, UNCOUNTED, SAMPLE, OTHER, or another form with what it lacks.
     """
 
     rows: tuple[Row, ...]
     source: str
     sha256: str
     official: int | None = None
+    content: str = ""
 
     @property
     def origin(self) -> dict[str, Any]:
         """What a record keeps of it."""
-        return {"source": self.source, "sha256": self.sha256, "rows": len(self.rows), "official": self.official}
+        return {
+            "source": self.source,
+            "sha256": self.sha256,
+            "rows": len(self.rows),
+            "official": self.official,
+            "content": self.content,
+        }
+
+
+VERIFIED = "verified"
+COUNTED = "rows counted, content not verified"
+UNCOUNTED = "content not verified"
+SAMPLE = "a sample"
+OTHER = "not the published content"
+ANOTHER = "another form: "
+
+
+def deviates(content: str) -> bool:
+    """Whether rows of this content are known to be others than the published ones, though as many."""
+    return content == OTHER or content.startswith(ANOTHER)
 
 
 @dataclass(frozen=True)
 class Form:
     """One way in which a split lies in a folder: the files, as patterns below it, and what makes rows of them.
 
-    A file may be compressed (.gz, .bz2, .xz). `sample` says that it is a part of the split by its nature.
+    A file may be compressed (.gz, .bz2, .xz). `sample` says that it is a part of the split by its nature, `lacks` what
+    of the published rows is lost in this form, so that other requests come of it.
     """
 
     files: tuple[str, ...]
     read: Callable[[Sequence[Path]], Iterable[Row]]
     sample: bool = False
+    lacks: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +99,8 @@ class DataSet:
     official: rows by split. hub: path and configuration there, None where it is not there. `hub_file` is the one file
     of the hub that is wanted, by split, where the whole would be too much. `package` brings the set in a file.
     valid: whether the values of a row, which has every column in its kind, make sense.
+    unread: the columns that no task reads and `content_digest` leaves out. groups: the column by which rows are put
+    together before.
     """
 
     columns: Mapping[str, str]
@@ -85,10 +110,8 @@ class DataSet:
     valid: Callable[[Row], bool] = lambda row: True
     hub_file: Mapping[str, str] = field(default_factory=dict)
     package: tuple[str, str] | None = None
-
-
-class _Misfit(Exception):
-    """What is wrong with a file."""
+    unread: tuple[str, ...] = ()
+    groups: str = ""
 
 
 # -- where rows come from
@@ -152,7 +175,7 @@ def load(name: str, split: str, folder: Path | None = None) -> Rows:
             return found
     if data.package:
         return _of_package(name, data, split)
-    cached = _in_cache(data, split)
+    cached = _in_cache(name, data, split)
     if cached is not None:
         return cached
     return _from_hub(name, data, split)
@@ -179,7 +202,7 @@ def expected(name: str, split: str) -> str:
 class Found(NamedTuple):
     """What a folder has of one split: `rows` is None where that is nothing usable, which `problem` explains.
 
-    `refused` tells files that are there and cannot be used from such as are absent.
+    `refused` tells files that are there and cannot be used from such as are absent. `content` is that of `Rows`.
     """
 
     split: str
@@ -188,6 +211,7 @@ class Found(NamedTuple):
     source: str
     problem: str
     refused: bool = False
+    content: str = ""
 
 
 def look(name: str, split: str, folder: Path) -> Found:
@@ -203,7 +227,7 @@ def look(name: str, split: str, folder: Path) -> Found:
         return Found(split, None, official, "", str(error), refused=True)
     if rows is None:
         return Found(split, None, official, "", f"needs {expected(name, split)}")
-    return Found(split, len(rows.rows), official, rows.source, "")
+    return Found(split, len(rows.rows), official, rows.source, "", content=rows.content)
 
 
 def _known(name: str, split: str) -> DataSet:
@@ -234,7 +258,7 @@ def _refuse_hidden(folder: Path, patterns: Sequence[str]) -> None:
             _refuse_dead_link(place)
             if os.path.isdir(place):  # noqa: PTH112
                 _require_readable(place)
-        for suffix in _SUFFIXES if last else ():
+        for suffix in SUFFIXES if last else ():
             named = places[-1].glob(last + suffix) if "*" in last else [places[-1] / (last + suffix)]
             for path in named:
                 _refuse_dead_link(path)
@@ -245,7 +269,7 @@ def _refuse_dead_link(path: Path) -> None:
         raise BadInput(f"{str(path)!r} is a link to {str(path.readlink())!r}, which is not there; mend or remove it")
 
 
-def _in_cache(data: DataSet, split: str) -> Rows | None:
+def _in_cache(name: str, data: DataSet, split: str) -> Rows | None:
     """From what huggingface_hub or datasets have downloaded before."""
     if data.hub is None:
         return None
@@ -260,7 +284,7 @@ def _in_cache(data: DataSet, split: str) -> Rows | None:
             paths = _matching(snapshot, (pattern,))
             if paths:
                 read = _json_lines if data.hub_file else _parquet
-                return _rows(repository, data, split, Form((pattern,), read), paths, snapshot, "Hugging Face cache: ")
+                return _rows(name, data, split, Form((pattern,), read), paths, snapshot, "Hugging Face cache: ")
     base = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
     place = base / repository.replace("/", "___")
     if data.hub_file:  # that cache cannot tell one file of a set from another
@@ -268,7 +292,7 @@ def _in_cache(data: DataSet, split: str) -> Rows | None:
     for pattern in (f"{config or '*'}/*/*/*-{split}.arrow", f"{config or '*'}/*/*/*-{split}-*.arrow"):
         paths = _matching(place, (pattern,))
         if paths:
-            return _rows(repository, data, split, Form((pattern,), _arrow), paths, place, "Hugging Face cache: ")
+            return _rows(name, data, split, Form((pattern,), _arrow), paths, place, "Hugging Face cache: ")
     return None
 
 
@@ -354,15 +378,12 @@ def _below(config: str | None, name: str) -> list[str]:
     return [f"{config}/{name}", f"**/{config}/{name}"] if config else [name, f"*/{name}"]
 
 
-_SUFFIXES = ("", ".gz", ".bz2", ".xz")
-
-
 def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
     """The files behind all the patterns, compressed or not; empty where one pattern has none."""
     found: list[Path] = []
     for pattern in patterns:
         try:
-            hits = next(filter(None, (sorted(folder.glob(pattern + suffix)) for suffix in _SUFFIXES)), [])
+            hits = next(filter(None, (sorted(folder.glob(pattern + suffix)) for suffix in SUFFIXES)), [])
         except OSError as error:
             raise BadInput(f"the data folder {str(folder)!r} cannot be read: {error.strerror}") from None
         hits = [path for path in hits if path.is_file()]
@@ -383,7 +404,7 @@ def _rows(
         rows = tuple(_fitting(row, at, data) for at, row in enumerate(form.read(paths), start=1))
     except _Misfit as error:
         raise BadInput(f"{where}: {error}") from None
-    except UnicodeDecodeError as error:
+    except UnicodeDecodeError as error:  # of a name or value in a table
         raise BadInput(f"{where}: is not UTF-8 (byte {error.start})") from None
     except OSError as error:
         raise BadInput(f"{where}: cannot be read: {error.strerror or error}") from None
@@ -396,7 +417,44 @@ def _rows(
         )
     names = [path.relative_to(base).as_posix() for path in paths]
     source = prefix + (names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more")
-    return Rows(rows, source, _sha256(paths, names), official)
+    content = _content(name, split, form, rows)
+    if content == OTHER and (converted := _converted(paths)):
+        raise BadInput(
+            f"{converted}: its lines do not end in newlines, and its content is not that of the {split} split of "
+            f"{name!r}: ends of lines within it were converted as well; fetch it as it is published"
+        )
+    return Rows(rows, source, _sha256(paths, names), official, content)
+
+
+def content_digest(rows: Sequence[Row], unread: Sequence[str] = (), groups: str = "") -> str:
+    """SHA-256 of rows in their order, whatever file form they lay in: one JSON object a line, columns by name.
+
+    `unread` columns are left out; rows of one value of the column `groups` are put together, by that value.
+    """
+    digest = hashlib.sha256()
+    for row in sorted(rows, key=lambda row: str(row[groups])) if groups else rows:
+        kept = {column: value for column, value in row.items() if column not in unread}
+        digest.update(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _content(name: str, split: str, form: Form, rows: Sequence[Row]) -> str:
+    """What is known of the rows of a split, in the words of `Rows`."""
+    data, known = SETS[name], DIGESTS.get(f"{name} {split}")
+    official = data.official[split]
+    if form.lacks:
+        return ANOTHER + form.lacks
+    if len(rows) < official if official is not None else form.sample:
+        return SAMPLE
+    if known is None:
+        return UNCOUNTED if official is None else COUNTED
+    return VERIFIED if content_digest(rows, data.unread, data.groups) == known else OTHER
+
+
+def _converted(paths: Sequence[Path]) -> str:
+    """The first file of cells, in which an end of line may be content, whose lines end otherwise than in newlines."""
+    texts = (path for path in paths if ".csv" in path.suffixes)
+    return next((str(path) for path in texts if written_elsewhere(text_of(path))), "")
 
 
 def _sha256(paths: Sequence[Path], names: Sequence[str]) -> str:
@@ -443,24 +501,8 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 
 
 def _text(path: Path) -> str:
-    """The text of a file, decompressed; _Misfit where it is cut short."""
-    content = path.read_bytes()
-    opened = {".gz": gzip.decompress, ".bz2": _bunzip, ".xz": lzma.decompress}.get(path.suffix)
-    if opened is not None:
-        try:
-            content = opened(content)
-        except (EOFError, ValueError, OSError, lzma.LZMAError, zlib.error) as error:
-            raise _Misfit(f"{path.name} is damaged or cut short ({error})") from None
-    if opened is not None and not content:
-        raise _Misfit(f"{path.name} is empty or cut short")
-    return content.decode("utf-8")
-
-
-def _bunzip(content: bytes) -> bytes:
-    """As `bz2.decompress`, which takes an empty file for a whole one."""
-    if not content:
-        raise ValueError("no data")
-    return bz2.decompress(content)
+    """The text of a file, unpacked, its lines ended by newlines; _Misfit where it is cut short."""
+    return with_newlines(text_of(path))
 
 
 def _lines(path: Path) -> list[str]:
@@ -616,8 +658,11 @@ def _mmlu(paths: Sequence[Path]) -> Iterator[Row]:
 
 
 def _csv(path: Path) -> Iterator[list[str]]:
+    text = text_of(path)
+    if written_elsewhere(text):  # else a carriage return stands in a cell, as in some that are published
+        text = with_newlines(text)
     try:
-        yield from csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+        yield from csv.reader(io.StringIO(text, newline=""), strict=True)
     except csv.Error as error:
         raise _Misfit(f"{path.name} is damaged or cut short ({error})") from None
 
@@ -631,7 +676,7 @@ def _wikitext_rows(paths: Sequence[Path]) -> Iterator[Row]:
 def _wikitext_pages(paths: Sequence[Path]) -> Iterator[Row]:
     """The text from one title of the first rank to the next."""
     page: list[str] = []
-    for line in _text(paths[0]).split("\n"):
+    for line in [*_lines(paths[0]), ""]:
         if _TITLE.fullmatch(line.strip()):
             if "\n".join(page).strip():
                 yield {"page": "\n".join(page)}
@@ -653,7 +698,7 @@ def _c4_pairs(paths: Sequence[Path]) -> Iterator[Row]:
 
 def _essays(paths: Sequence[Path]) -> Iterator[Row]:
     for path in paths:
-        yield {"title": path.name.split(".")[0], "text": _text(path)}
+        yield {"title": path.name.split(".")[0], "text": _text(path).removesuffix("\n")}
 
 
 # LongBench's English and code sets with their sizes
@@ -777,7 +822,11 @@ SETS: dict[str, DataSet] = {
         {
             "validation": (
                 Form(("hellaswag/hellaswag_val.jsonl",), _hellaswag),
-                Form(("hellaswag/hellaswag_val_full.txt",), _hellaswag_text),
+                Form(
+                    ("hellaswag/hellaswag_val_full.txt",),
+                    _hellaswag_text,
+                    lacks="plain text, of which other requests come for some items",
+                ),
                 Form(("hellaswag/hellaswag_val_1000.jsonl",), _hellaswag, sample=True),
             )
         },
@@ -809,6 +858,7 @@ SETS: dict[str, DataSet] = {
         ("regisss/math_qa", None),
         {"test": (Form(("mathqa/test.json",), _json_list), Form(("MathQA/test.json",), _json_list))},
         lambda row: row["correct"] in tuple("abcde"),
+        unread=("Rationale", "annotated_formula", "linear_formula", "category"),
     ),
     "mmlu": DataSet(
         {"question": "a text", "subject": "a text", "choices": _TEXTS, "answer": "a whole number"},
@@ -819,6 +869,7 @@ SETS: dict[str, DataSet] = {
             for split, short in (("test", "test"), ("dev", "dev"), ("validation", "val"))
         },
         lambda row: len(row["choices"]) == 4 and row["answer"] in range(4),
+        groups="subject",
     ),
     "gsm8k": DataSet(
         {"question": "a text", "answer": "a text"},
@@ -899,4 +950,25 @@ SETS: dict[str, DataSet] = {
         },
         lambda row: len(row["answers"]) > 0,
     ),
+}
+
+# of the rows of the splits that were at hand whole; their requests are those that lm-eval stored with its tests
+DIGESTS: dict[str, str] = {
+    "piqa validation": "445a652265a3c7a60a79a17e54c00403e61238a1c970fd329345f6dcbf1134c7",
+    "arc-easy test": "dc44177ae3ba091a808e4362e61980a66592c1cdba6dfb3ef7250994daf413b8",
+    "arc-easy validation": "ba1f17d087840a4ef67ae897bf4f750ebcc021b1108e652cc0b4a745008e3cc6",
+    "arc-challenge test": "c004185f74047b4007e01016779edb03b8b6e48a0dd28444ee4f58af88c5b2fe",
+    "arc-challenge validation": "eb52655145edbf2b0a9bd62039f256001bd23db959b9bb23f568c38743ba5c23",
+    "boolq validation": "b967b69fd29666d5b6fb990d1d575d1727ce0b7572625d1635e542e51363fb03",
+    "winogrande validation": "60e0492e19ab80d4d5355d055b659df7e2a8524d084a28bab14e764492ed2f98",
+    "mathqa test": "9877b3618faeff82b746e155e787e444a2e2566536142328616c0084091aa431",
+    "mmlu test": "612dc746d12bdc68eefc0df57608250b68ffb8ac341b7155b4dfec9076cb43db",
+    "mmlu dev": "0e66c90438e914e913f3d56c4b07e4fb90b75417a3d056d8238a36a47a026f58",
+    "mmlu validation": "918e8090f1c0d62ef19fc2661b654fb3f670b00c56691280394e3aea6aca9615",
+    "gsm8k test": "176818e0349688ae3031a37f2fe8f454e7575635b88232abfc6b3387320e6605",
+    "gsm8k train": "37a62873b589a3c35f35f4e3e34d2e054679c86d05ed1330ad4f3367ea76bfd0",
+    "wikitext2 test": "25201fb5df41f4d5d1433db0791ebc3eee7e35d964b87ceb09e0028f1aaf4ea4",
+    "wikitext2-rows test": "9df9fc3e05fce781b454b90f055afdab64bff930671e13ba408bc6e2fc149d07",
+    "humaneval test": "9345bdf84c12086d808c671a8f61f2fa89353e1c147804ec9c2223102d7dadc3",
+    "niah test": "74b307ece0c0734553a4a3e7918c10dfc17807a8ac15be432ecdf4c9bf53fdb2",
 }

@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
-from mcbench.datasets import Found
+from mcbench.datasets import SAMPLE, VERIFIED, Found
 from mcbench.overlap import DETAIL
 from mcbench.record import Record, Result, Routing
 from mcbench.suites import SuiteScore, suite_means
@@ -34,20 +34,23 @@ def table(record: Record) -> str:
 
 
 def data_table(served: Sequence[tuple[str, Sequence[Found]]]) -> str:
-    """Which tasks a folder of published sets can serve, with the rows found beside the official ones."""
+    """Which tasks a folder of published sets can serve, with the rows found beside the official ones and whether they
+    are those that were published, where that can be told."""
     rows = [
         [
             task if at == 0 else "",
             found.split,
             "" if found.rows is None else str(found.rows),
             "any" if found.official is None else str(found.official),
-            found.source or found.problem,
+            f"{found.source}: {found.content}" if found.source else found.problem,
         ]
         for task, looks in served
         for at, found in enumerate(looks)
     ]
     able = sum(all(found.rows is not None for found in looks) for _, looks in served)
-    table = aligned(["task", "split", "rows", "official", "found, or what is needed"], rows, left=2, last_left=True)
+    table = aligned(
+        ["task", "split", "rows", "official", "found and its content, or what is needed"], rows, left=2, last_left=True
+    )
     refused = {found.problem for _, looks in served for found in looks if found.refused}
     broken = f"; {len(refused)} set{'s' * (len(refused) > 1)} with files that cannot be used" if refused else ""
     return f"{table}\n\n{able} of {len(served)} tasks can run from this folder{broken}"
@@ -217,6 +220,7 @@ def _caveats(record: Record) -> Iterator[tuple[str, str]]:
             yield "calibrated", f"on text that {result.task} asks: {100 * share:.0f} % of the calibration text"
         if result.truncated:
             yield "truncated", f"{result.task}: {result.truncated} samples lost tokens to the model's window"
+    yield from _data_caveats(record.results)
     if record.routing is not None:
         yield from _routing_caveats(record.routing)
     if record.partial:
@@ -224,6 +228,20 @@ def _caveats(record: Record) -> Iterator[tuple[str, str]]:
     if record.fallbacks:
         more = len(record.fallbacks) - 1
         yield "fallback", record.fallbacks[0] + (f"; and {more} more, see the record" if more else "")
+
+
+def _data_caveats(results: Sequence[Result]) -> Iterator[tuple[str, str]]:
+    """Which tasks were asked on rows that are not known to be the published ones, by what is known of them."""
+    found: dict[str, list[str]] = {}
+    for result in results:
+        for split, source in result.details.get("data", {}).items():
+            content = source.get("content", VERIFIED)
+            if content == SAMPLE:
+                content = f"{SAMPLE} of {source['official']} rows" if source["official"] else SAMPLE
+            if content != VERIFIED:
+                found.setdefault(content, []).append(f"{result.task} ({split})")
+    for content, tasks in found.items():
+        yield "data", f"{', '.join(tasks)}: {content}"
 
 
 def _routing_caveats(routing: Routing) -> Iterator[tuple[str, str]]:

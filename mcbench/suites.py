@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mcbench.composition import defaults
+from mcbench.datasets import deviates
 from mcbench.record import Result
 from mcbench.task import Estimate
 
@@ -81,10 +82,12 @@ def _estimate(result: Result | None, metric: str) -> Estimate | None:
 
 
 def _sample(result: Result | None) -> str:
-    """That a result was asked on fewer rows than its published sets have; empty where it was not."""
+    """That a result was asked on fewer rows than its published sets have, or on others; empty where it was not."""
     if result is None:
         return ""
     for split, source in result.details.get("data", {}).items():
         if source.get("official") and source["rows"] < source["official"]:
             return f"{result.task} has {source['rows']} of the {source['official']} rows of its {split} split"
+        if deviates(source.get("content", "")):
+            return f"{result.task} has a {split} split that is {source['content']}"
     return ""

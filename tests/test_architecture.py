@@ -26,6 +26,7 @@ ORDER = (
     "bounds",
     "interrupts",
     "files",
+    "plaintext",
     "sealed",
     "items",
     "progress",

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import made_up
 import pyarrow
 import pytest
 from huggingface_hub import constants
@@ -20,8 +21,20 @@ from made_up import SHARED, shared
 from pyarrow import parquet
 
 from mcbench import datasets
-from mcbench.catalogue import served
-from mcbench.datasets import SETS, DataSet, current_folder, data_folder, load, look
+from mcbench.catalogue import TASKS, served
+from mcbench.datasets import (
+    COUNTED,
+    OTHER,
+    SETS,
+    VERIFIED,
+    DataSet,
+    content_digest,
+    current_folder,
+    data_folder,
+    deviates,
+    load,
+    look,
+)
 from mcbench.errors import BadInput, UnknownName
 from mcbench.report import data_table
 
@@ -132,6 +145,148 @@ def test_every_real_set_is_whole_in_the_columns_of_the_hub() -> None:
             assert set(found.rows[0]) == set(data.columns) and re.fullmatch("[0-9a-f]{64}", found.sha256)
             assert found.official is None or len(found.rows) == found.official or name == "longbench"
             assert found.origin["rows"] == len(found.rows)
+
+
+# -- the content of files, however they were kept
+
+KEPT: dict[str, Callable[[bytes], bytes]] = {
+    "CRLF": lambda content: content.replace(b"\n", b"\r\n"),
+    "CR": lambda content: content.replace(b"\n", b"\r"),
+    "byte order mark": lambda content: b"\xef\xbb\xbf" + content,
+    "byte order mark and CRLF": lambda content: b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"),
+    "no last newline": lambda content: content.removesuffix(b"\n"),
+    "packed without saying so": gzip.compress,
+    "byte order mark, packed": lambda content: bz2.compress(b"\xef\xbb\xbf" + content),
+}
+
+
+@pytest.mark.parametrize("how", KEPT)
+def test_rows_are_those_of_the_published_files_however_they_were_kept(how: str, sets: Path, tmp_path: Path) -> None:
+    for name, text in made_up.files().items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(KEPT[how](text.encode()))
+    for name in made_up.COUNTS:
+        for split in SETS[name].forms:
+            assert load(name, split, tmp_path).rows == load(name, split, sets).rows, (name, split)
+
+
+def test_text_in_another_encoding_is_refused_with_its_name(sets: Path, tmp_path: Path) -> None:
+    text = made_up.files()["wikitext2/wiki.test.raw"]
+    path = tmp_path / "wikitext2" / "wiki.test.raw"
+    path.parent.mkdir()
+    for encoding, told in (("utf-16", "text in UTF-16"), ("utf-32", "text in UTF-32"), ("latin-1", "not UTF-8")):
+        path.write_bytes(text.replace("\u2014", "-").encode(encoding))
+        with pytest.raises(BadInput, match=f"wiki.test.raw.*{told}.*save it as UTF-8"):
+            load("wikitext2", "test", tmp_path)
+    path.write_bytes(b"\x28\xb5\x2f\xfd\x00")
+    with pytest.raises(BadInput, match="wiki.test.raw is packed by zstd: unpack it first"):
+        load("wikitext2", "test", tmp_path)
+
+
+def test_a_carriage_return_that_was_published_stays_and_a_conversion_of_it_is_refused(
+    sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cell of MMLU may hold CRLF where rows end in newlines; converted as a whole, the two cannot be told apart."""
+    folder = tmp_path / "mmlu" / "dev"
+    folder.mkdir(parents=True)
+    for name, text in made_up.files().items():
+        if name.startswith("mmlu/dev/"):
+            (tmp_path / name).write_bytes(text.encode())
+    path = folder / "anatomy_dev.csv"
+    _, *others = path.read_bytes().splitlines(keepends=True)
+    mixed = b'"Which?\r\nI. one\r\nII. two",1,2,3,4,A\n' + b"".join(others[-4:])
+    path.write_bytes(mixed)
+    rows = load("mmlu", "dev", tmp_path).rows
+    assert [row["question"] for row in rows if "\r" in row["question"]] == ["Which?\r\nI. one\r\nII. two"]
+    monkeypatch.setitem(datasets.DIGESTS, "mmlu dev", content_digest(rows, groups="subject"))
+    assert load("mmlu", "dev", tmp_path).content == VERIFIED
+    path.write_bytes(mixed.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
+    with pytest.raises(BadInput, match="anatomy_dev.csv: its lines do not end in newlines.*fetch it"):
+        load("mmlu", "dev", tmp_path)
+    path.write_bytes(mixed.replace(b"\r\n", b"\n"))
+    assert load("mmlu", "dev", tmp_path).content == OTHER
+
+
+def test_other_content_of_the_right_size_is_told_from_the_published_one(
+    sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, data in SETS.items():
+        for split in data.forms if name in made_up.COUNTS else ():
+            found = load(name, split, sets)
+            monkeypatch.delitem(datasets.DIGESTS, f"{name} {split}", raising=False)
+            assert load(name, split, sets).content == COUNTED
+            digest = content_digest(found.rows, data.unread, data.groups)
+            monkeypatch.setitem(datasets.DIGESTS, f"{name} {split}", digest)
+            assert load(name, split, sets).content == VERIFIED and found.origin["content"] == found.content
+    for place, name, split in (
+        ("piqa/valid-labels.lst", "piqa", "validation"),
+        ("gsm8k/train.jsonl", "gsm8k", "train"),
+        ("wikitext2/wiki.test.raw", "wikitext2-rows", "test"),
+        ("niah/PaulGrahamEssays/craft.txt", "niah", "test"),
+    ):
+        for file in made_up.files():
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).write_bytes((sets / file).read_bytes())
+        before = (tmp_path / place).read_text(encoding="utf-8")
+        after = before.replace("0", "1", 1) if place.endswith("lst") else before.replace(" ", "  ", 3)
+        (tmp_path / place).write_text(after, encoding="utf-8")
+        assert load(name, split, tmp_path).content == OTHER, name
+        assert f"{OTHER}" in data_table(served(tmp_path))
+
+
+def test_a_digest_is_of_rows_and_not_of_the_file_they_lay_in(
+    sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = list(load("piqa", "validation", sets).rows)
+    monkeypatch.setitem(datasets.DIGESTS, "piqa validation", content_digest(rows))
+    write_arrow(tmp_path / "piqa" / "plain_text" / "validation" / "data-00000-of-00001.arrow", rows)
+    (tmp_path / "other" / "piqa").mkdir(parents=True)
+    parquet.write_table(table(rows), tmp_path / "other" / "piqa" / "validation.parquet")
+    for folder in (tmp_path, tmp_path / "other"):
+        assert load("piqa", "validation", folder).content == VERIFIED
+    turned = [*rows[1:], rows[0]]
+    assert content_digest(turned) != content_digest(rows)
+    assert content_digest(turned, groups="sol1") == content_digest(rows, groups="sol1")
+
+
+def test_the_text_form_of_hellaswag_is_a_form_of_its_own(sets: Path, tmp_path: Path) -> None:
+    """It makes other requests for some items, so it has another protocol id and does not count as the split."""
+    path = tmp_path / "hellaswag" / "hellaswag_val_full.txt"
+    path.parent.mkdir()
+    path.write_text(made_up.hellaswag_text(made_up.hellaswag(20)), encoding="utf-8")
+    text, lines = load("hellaswag", "validation", tmp_path), load("hellaswag", "validation", sets)
+    assert text.content.startswith("another form: plain text") and deviates(text.content)
+    assert len(text.rows) == len(lines.rows) == text.official and not deviates(lines.content)
+    assert "another form" in data_table(served(tmp_path))
+    ids = set()
+    for folder in (sets, tmp_path):
+        with data_folder(folder):
+            ids.add(TASKS.get("hellaswag")().protocol)
+    assert len(ids) == 2
+
+
+@shared
+def test_the_published_splits_are_those_whose_digests_are_kept() -> None:
+    assert all(data.forms[split] for name, data in SETS.items() for split in data.forms)
+    for key in datasets.DIGESTS:
+        name, split = key.split(" ")
+        assert load(name, split, SHARED).content == VERIFIED, key
+
+
+@shared
+def test_real_files_kept_otherwise_are_verified_or_refused(tmp_path: Path) -> None:
+    for place in ("wikitext2/wiki.test.raw", "piqa/valid.jsonl", "piqa/valid-labels.lst", "winogrande/dev.jsonl"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes(b"\xef\xbb\xbf" + (SHARED / place).read_bytes().replace(b"\n", b"\r\n"))
+    for name, split in (("wikitext2", "test"), ("wikitext2-rows", "test"), ("piqa", "validation")):
+        assert load(name, split, tmp_path).content == VERIFIED
+    (tmp_path / "mmlu" / "dev").mkdir(parents=True)
+    for path in (SHARED / "mmlu" / "dev").iterdir():
+        content = path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+        (tmp_path / "mmlu" / "dev" / path.name).write_bytes(content)
+    with pytest.raises(BadInput, match="_dev.csv: its lines do not end in newlines"):
+        load("mmlu", "dev", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["piqa", "winogrande", "arc-challenge", "boolq", "gsm8k", "mathqa", "mmlu"])

@@ -76,6 +76,10 @@ def test_a_sample_of_a_set_leaves_the_mean_blank() -> None:
     assert "blank, for hellaswag has 1000 of the 10042 rows of its validation split" in text
     whole = changed(zeroshot(), "hellaswag", details={"data": {"validation": data["validation"] | {"rows": 10042}}})
     assert ZEROSHOT.score(whole) is not None
+    data = {"validation": data["validation"] | {"rows": 10042, "content": "not the published content"}}
+    other = changed(zeroshot(), "hellaswag", details={"data": data})
+    assert ZEROSHOT.score(other) is None
+    assert ZEROSHOT.why_blank(other) == "hellaswag has a validation split that is not the published content"
     both = changed(results, "mathqa", partial=True)
     assert ZEROSHOT.why_blank(both).startswith("mathqa did not run in full and hellaswag has 1000 of")
 
