@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mcbench.errors import BadInput
 from mcbench.task import BOOTSTRAP_REPEATS, Row, Scores, kept, unit_of
-from mcbench.uncertainty import Evidence, block_length, by_cluster, windows_drawn
+from mcbench.uncertainty import Evidence, by_cluster, error_in_row, in_a_row, shared_out
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Difference:
     """What one run has more than another in the task's own metric, over the same n samples.
 
     `standard_error` is that of the paired difference, clustered where samples share a passage or windows a text; it is
-    None where there are too few of them to tell. `lost` and `gained`
-    count the samples that were right in the other run only, and in this one only; None for perplexity.
+    None where there are too few of them to tell, and 1.96 of them make a 95 % interval. `lost` and `gained` count the
+    samples that were right in the other run only, and in this one only; None for perplexity.
     """
 
     value: float
@@ -34,9 +34,8 @@ def difference(scores: Scores, other: Scores) -> Difference | None:
     """`scores` minus `other`, paired by sample; None where either was skipped.
 
     Shares are compared by the mean of the differences per sample, perplexities by a bootstrap that draws the same
-    texts of both, or the same blocks of neighbouring windows where there are few texts. Raises BadInput for two runs of
-    different protocols or
-    different samples.
+    texts of both, or where there are few texts by how the difference varies along their windows. Raises BadInput for
+    two runs of different protocols or different samples.
     """
     if scores.value is None or other.value is None:
         return None
@@ -55,7 +54,7 @@ def evidence(ours: Sequence[Row], theirs: Sequence[Row], protocol: str, metric: 
 
     Shares differ in the share of right answers, clustered by the passage that items name. Perplexities differ in nats
     per token, word or byte as the metric says, the logarithm of their ratio: clustered by text, or where there are few
-    texts (one long one, say) in blocks of neighbouring windows. Raises BadInput where the two did not answer the same
+    texts (one long one, say) as windows in a row. Raises BadInput where the two did not answer the same
     samples.
     """
     ours, theirs = _paired(ours, theirs, protocol, metric)
@@ -63,17 +62,9 @@ def evidence(ours: Sequence[Row], theirs: Sequence[Row], protocol: str, metric: 
         deltas = np.array([float(a["loss"]) - float(b["loss"]) for a, b in zip(ours, theirs, strict=True)])
         sizes = _sizes(ours, unit_of(metric))
         texts = [row["id"] for row in ours]
-        columns, count = windows_drawn(np.stack([deltas, sizes], axis=1), texts)
-        if count == len(columns):
-            return Evidence(columns[:, 0], columns[:, 1], bounded=False)
-        length = block_length(len(deltas))
-        return Evidence(
-            columns[:, 0],
-            columns[:, 1],
-            bounded=False,
-            drawn=count,
-            apart=by_cluster(deltas, [at // length for at in range(len(deltas))]),
-        )
+        if in_a_row(texts):
+            return Evidence(deltas, sizes, bounded=False, row=True)
+        return Evidence(by_cluster(deltas, texts), by_cluster(sizes, texts), bounded=False)
     return _of_shares(ours, theirs)
 
 
@@ -154,22 +145,24 @@ def _sizes(rows: Sequence[Row], unit: str) -> npt.NDArray[np.float64]:
     sizes = np.array([float(row[unit]) for row in rows])
     if unit == "tokens":
         return sizes
-    place = {text: at for at, text in enumerate(dict.fromkeys(row["id"] for row in rows))}
-    places = np.array([place[row["id"]] for row in rows])
-    totals, windows = np.bincount(places, sizes), np.bincount(places)
-    return np.asarray(totals[places] / windows[places], dtype=float)
+    return shared_out(sizes, [row["id"] for row in rows])
 
 
 def _of_perplexities(ours: Sequence[Row], theirs: Sequence[Row], unit: str) -> Difference:
     loss, other = (np.array([float(row["loss"]) for row in rows]) for rows in (ours, theirs))  # [windows]
     sizes = _sizes(ours, unit)
-    value = math.exp(loss.sum() / sizes.sum()) - math.exp(other.sum() / sizes.sum())
-    windows, texts = len(sizes), [row["id"] for row in ours]
+    ends = [math.exp(part.sum() / sizes.sum()) for part in (loss, other)]
+    value, windows, texts = ends[0] - ends[1], len(sizes), [row["id"] for row in ours]
     if windows < 2:
         return Difference(value, windows, None)
-    columns, count = windows_drawn(np.stack([loss, other, sizes], axis=1), texts)
+    if in_a_row(texts):
+        left = [
+            end * (part - math.log(end) * sizes) / sizes.sum() for end, part in zip(ends, (loss, other), strict=True)
+        ]
+        return Difference(value, windows, error_in_row(left[0] - left[1]))
+    columns = by_cluster(np.stack([loss, other, sizes], axis=1), texts)
     generator, clusters = np.random.default_rng(0), len(columns)
-    drawn = generator.multinomial(count, np.full(clusters, 1 / clusters), size=BOOTSTRAP_REPEATS)  # [repeats, clusters]
+    drawn = generator.multinomial(clusters, np.full(clusters, 1 / clusters), size=BOOTSTRAP_REPEATS)
     sums = drawn @ columns  # [repeats, 3]
     spread = np.exp(sums[:, 0] / sums[:, 2]) - np.exp(sums[:, 1] / sums[:, 2])
     return Difference(value, windows, float(spread.std(ddof=1)))

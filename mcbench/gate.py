@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from mcbench.errors import BadInput
 from mcbench.uncertainty import Interval
-from mcbench.versus import Comparison, Contrast, Unanswered, Versus, interval_of_mean, shown_difference
+from mcbench.versus import Comparison, Contrast, Unanswered, Versus, bounds_of_mean, shown_difference
 
 Outcome = Literal["passed", "failed", "cannot tell"]
 
@@ -31,7 +31,7 @@ class Claim:
     """One loss held to the margin: shares in points, perplexities as a relative rise, both as fractions.
 
     proven, refuted: whether the loss was shown to lie within the margin, or beyond it. enough: about how many times the
-    samples would settle it, where neither is so; None where no number would.
+    samples would settle it, where neither is so; None where no number would. share: whether it is of shares.
     """
 
     what: str
@@ -41,6 +41,7 @@ class Claim:
     proven: bool
     refuted: bool
     enough: float | None
+    share: bool = True
 
 
 @dataclass(frozen=True)
@@ -113,28 +114,28 @@ def _subjects(other: Versus, each: bool) -> Iterator[tuple[str, Sequence[Contras
 def _claim(
     what: str, contrasts: Sequence[Contrast], margin: float, confidence: float, claims: int, share: bool
 ) -> Claim:
-    # the two ends of an interval at 2c - 1 are one-sided bounds at c
-    near = _loss_bounds(contrasts, 2 * confidence - 1, share)
-    far = _loss_bounds(contrasts, 1 - 2 * (1 - confidence) / claims, share)
+    near = _loss_bounds(contrasts, 1 - confidence, share)
+    far = _loss_bounds(contrasts, (1 - confidence) / claims, share)
     loss = _loss(contrasts, share)
     if near is None or far is None:
-        return Claim(what, loss, None, margin, False, False, None)
+        return Claim(what, loss, None, margin, False, False, None, share)
     proven, refuted = near.most < margin, far.least > margin
     reach = near.most - loss if loss < margin else loss - far.least
     gap = abs(margin - loss)
     enough = (reach / gap) ** 2 if gap and not proven and not refuted else None
-    return Claim(what, loss, Bounds(near.least, near.most), margin, proven, refuted, enough)
+    return Claim(what, loss, Bounds(near.least, near.most), margin, proven, refuted, enough, share)
 
 
 def _loss(contrasts: Sequence[Contrast], share: bool) -> float:
     return -math.fsum(c.difference for c in contrasts) / len(contrasts) if share else contrasts[0].difference
 
 
-def _loss_bounds(contrasts: Sequence[Contrast], confidence: float, share: bool) -> Bounds | None:
+def _loss_bounds(contrasts: Sequence[Contrast], error: float, share: bool) -> Bounds | None:
+    """The least and the most that was lost, each wrong with a chance of at most `error`."""
     if share:
-        found = interval_of_mean(contrasts, confidence)
+        found = bounds_of_mean(contrasts, error)
         return found and Bounds(-found.high, -found.low)
-    interval: Interval | None = contrasts[0].evidence.interval(confidence)
+    interval: Interval | None = contrasts[0].evidence.bounds(error)
     return interval and Bounds(*(shown_difference(end, share) for end in interval))
 
 
@@ -164,18 +165,25 @@ def _why(
 
 
 def _sentence(outcome: Outcome, claim: Claim) -> str:
-    loss, margin = _signed(claim.loss), f"{100 * claim.margin:g} %"
+    loss, margin = _worded(claim.loss, claim.share), _amount(claim.margin, claim.share, "g")
     if claim.bounds is None:
         return f"{claim.what}: {loss}, margin {margin}, with too few independent samples for any bound."
+    least, most = (_worded(bound, claim.share) for bound in claim.bounds)
     seen = {
-        "passed": f"at most {_signed(claim.bounds.most)}",
-        "failed": f"at least {_signed(claim.bounds.least)}",
-        "cannot tell": f"between {_signed(claim.bounds.least)} and {_signed(claim.bounds.most)}",
+        "passed": f"at {'most' if claim.bounds.most >= 0 else 'least'} {most}",
+        "failed": f"at least {least}",
+        "cannot tell": f"between {least} and {most}",
     }[outcome]
     need = f"; about {claim.enough:.1f} times the samples would tell" if claim.enough else ""
     return f"{claim.what}: {loss}, {seen}, margin {margin}{need}."
 
 
-def _signed(loss: float) -> str:
+def _worded(loss: float, share: bool) -> str:
     """A loss in words: what was lost, or gained."""
-    return f"{100 * abs(loss):.2f} % {'lost' if loss >= 0 else 'gained'}"
+    return f"{_amount(abs(loss), share, '.2f')} {'lost' if loss >= 0 else 'gained'}"
+
+
+def _amount(value: float, share: bool, form: str) -> str:
+    """Shares in percentage points, perplexities in per cent."""
+    shown = format(round(100 * value, 9), form)
+    return f"{shown} {('point' if float(shown) == 1 else 'points') if share else '%'}"

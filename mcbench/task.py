@@ -414,12 +414,12 @@ def pass_at_k(n: int, passed: int, k: int) -> float:
 def perplexity(losses: Sequence[float], counts: Sequence[int], texts: Sequence[object]) -> Estimate:
     """exp(sum of losses / sum of counts) over windows, each with the name of its text; n counts windows.
 
-    The error is a bootstrap (seeded) over texts, or over blocks of neighbouring windows where there are few texts. A
-    model that is worse than a float can say has the value infinity, and no error.
+    The error is a bootstrap (seeded) over texts, or where there are few texts it is told from how the loss varies along
+    their windows. A model that is worse than a float can say has the value infinity, and no error.
     """
     import numpy as np
 
-    from mcbench.uncertainty import windows_drawn
+    from mcbench.uncertainty import by_cluster, error_in_row, in_a_row, shared_out
 
     n, total, value = len(losses), sum(counts), math.inf
     if total:
@@ -427,9 +427,15 @@ def perplexity(losses: Sequence[float], counts: Sequence[int], texts: Sequence[o
             value = math.exp(math.fsum(losses) / total)
     if n < 2 or not total:
         return Estimate(value, n, None)
-    columns, count = windows_drawn(np.stack([losses, np.asarray(counts, dtype=float)], axis=1), texts)
+    columns = np.stack([losses, np.asarray(counts, dtype=float)], axis=1)  # [windows, 2]
+    if in_a_row(texts):
+        columns[:, 1] = shared_out(columns[:, 1], texts) if not all(counts) else columns[:, 1]
+        with np.errstate(over="ignore", invalid="ignore"):
+            around = error_in_row(value * (columns[:, 0] - math.log(value) * columns[:, 1]) / total)
+        return Estimate(value, n, around if around is not None and math.isfinite(around) else None)
+    columns = by_cluster(columns, texts)
     clusters = len(columns)
-    drawn = np.random.default_rng(0).multinomial(count, np.full(clusters, 1 / clusters), size=BOOTSTRAP_REPEATS)
+    drawn = np.random.default_rng(0).multinomial(clusters, np.full(clusters, 1 / clusters), size=BOOTSTRAP_REPEATS)
     loss, tokens = (drawn @ columns).T  # [repeats] each
     kept = tokens > 0  # words and bytes stand with a text's first window: a draw may hold none
     with np.errstate(over="ignore", invalid="ignore"):

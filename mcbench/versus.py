@@ -54,7 +54,8 @@ class Contrast:
     """One task, one run against the first.
 
     difference: of shares, `value` minus `reference`; of perplexities, `value` over `reference`, minus 1.
-    interval: of the difference; None with fewer than five clusters. p: without, p_holm: with correction for all the
+    clusters: how many numbers that do not depend on each other the spread is known from. interval: of the difference;
+    None with fewer than five clusters or windows. p: without, p_holm: with correction for all the
     tasks and runs that were looked at together. lost, gained: answers right in the first run only, in this one only.
     same_answers: share answered alike, right or wrong. choice_divergence: nats per item, from the first run.
     """
@@ -226,10 +227,19 @@ def combined(contrasts: Sequence[Contrast], confidence: float) -> Mean | None:
 
 def interval_of_mean(contrasts: Sequence[Contrast], confidence: float) -> Interval | None:
     """The interval of the mean difference over tasks of shares; None where one of them has none."""
-    intervals = [found for c in contrasts if (found := c.evidence.interval(confidence)) is not None]
-    if len(intervals) < len(contrasts):
+    return _of_mean(contrasts, [c.evidence.interval(confidence) for c in contrasts])
+
+
+def bounds_of_mean(contrasts: Sequence[Contrast], error: float) -> Interval | None:
+    """The same from bounds, each wrong with a chance of at most `error`."""
+    return _of_mean(contrasts, [c.evidence.bounds(error) for c in contrasts])
+
+
+def _of_mean(contrasts: Sequence[Contrast], intervals: Sequence[Interval | None]) -> Interval | None:
+    known = [found for found in intervals if found is not None]
+    if len(known) < len(contrasts):
         return None
-    return mean_interval([c.evidence.difference for c in contrasts], intervals)
+    return mean_interval([c.evidence.difference for c in contrasts], known)
 
 
 def table(comparison: Comparison) -> str:
@@ -540,7 +550,10 @@ def _remarks(comparison: Comparison, first: Versus) -> list[str]:
     if any(c.same_answers is not None for c in first.contrasts):
         lines.append(note("agreement", "share answered as A does, right or wrong; divergence over choices in nats"))
     for c in first.contrasts:
-        if c.clusters < c.n:
+        if c.evidence.row:
+            told = f"windows of one text may depend on each other; their spread is told from {c.clusters} terms"
+            lines.append(note("one text", f"{c.task}: {told}"))
+        elif c.clusters < c.n:
             lines.append(note("clusters", f"{c.task}: {c.n} samples count as {c.clusters}, for some hang together"))
         if c.interval is None:
             lines.append(note("no interval", f"{c.task}: too few independent samples"))

@@ -17,15 +17,16 @@ from mcbench.uncertainty import (
     LEAST,
     Evidence,
     Interval,
-    block_length,
+    error_in_row,
+    exact_bounds,
     holm,
     mcnemar,
     mean_interval,
-    moving_blocks,
     ratio_interval,
     score_interval,
     sign_flip_test,
     student_quantile,
+    student_tail,
 )
 
 
@@ -54,10 +55,11 @@ def test_holm_is_that_of_statsmodels() -> None:
     assert holm([]) == [] and holm([0.9, 0.8]) == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("freedom", [4, 7, 30, 300])
-@pytest.mark.parametrize("p", [0.9, 0.975, 0.995])
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 30, 300])
+@pytest.mark.parametrize("p", [0.9, 0.975, 0.9999])
 def test_students_quantile_is_that_of_scipy(p: float, freedom: int) -> None:
-    assert student_quantile(p, freedom) == pytest.approx(float(stats.t.ppf(p, freedom)), rel=3e-3)
+    assert student_quantile(p, freedom) == pytest.approx(float(stats.t.ppf(p, freedom)), rel=1e-9)
+    assert student_tail(3.5, freedom) == pytest.approx(float(stats.t.sf(3.5, freedom)), rel=1e-9)
 
 
 @pytest.mark.parametrize(("lost", "gained", "n"), [(3, 9, 50), (1, 0, 20), (0, 4, 30), (20, 22, 100)])
@@ -165,37 +167,62 @@ def test_a_perplexity_interval_over_texts_of_uneven_length_covers_at_its_rate(fe
     assert 0.86 < covered / runs < 0.94
 
 
-def test_blocks_cover_windows_that_depend_on_their_neighbours_where_single_windows_do_not(few_repeats: None) -> None:
-    generator, n, runs = np.random.default_rng(2), 216, 150
-    blocks = single = 0
-    for _ in range(runs):
-        row = np.zeros(n + 50)
-        for at, shock in enumerate(generator.normal(size=n + 50)):
-            row[at] = 0.4 * row[at - 1] + shock
-        row, length = row[50:], block_length(n)
-        sums, sizes = moving_blocks(row, length), moving_blocks(np.ones(n), length)
-        blocks += _holds(ratio_interval(sums, sizes, 0.95, drawn=math.ceil(n / length)), 0)
-        single += _holds(ratio_interval(row, np.ones(n), 0.95), 0)
-    assert blocks / runs > 0.9
-    assert single / runs < blocks / runs - 0.08
+@pytest.mark.parametrize("windows", [40, 160])
+@pytest.mark.parametrize("rho", [-0.6, 0.0, 0.6])
+def test_windows_in_a_row_are_covered_within_two_points_where_blocks_of_them_are_not(rho: float, windows: int) -> None:
+    rows = _rows(rho, windows)
+    found = [Evidence(row, np.ones(windows), bounded=False, row=True) for row in rows]
+    covered = np.mean([_holds(one.interval(0.95), 0) for one in found])
+    beyond = np.mean([abs(one.difference) > 1.96 * (one.standard_error or 0) for one in found])
+    assert 0.93 < covered < 0.975
+    assert beyond == pytest.approx(1 - covered, abs=1e-3)  # what is given as a standard error may be read as one
+    rejected = np.mean([one.p_value() <= 0.05 for one in found])
+    assert rejected == pytest.approx(1 - covered, abs=1e-9)
+    if rho > 0:
+        assert np.mean([_holds(_in_blocks(row), 0) for row in rows[:300]]) < 0.93  # what was done before
 
 
-def test_the_standard_error_over_blocks_is_the_spread_of_the_mean() -> None:
-    generator, n, runs = np.random.default_rng(3), 216, 300
-    length, means, errors = block_length(n), [], []
-    for _ in range(runs):
-        row = np.zeros(n + 50)
-        for at, shock in enumerate(generator.normal(size=n + 50)):
-            row[at] = 0.3 * row[at - 1] + shock
-        sums, sizes = moving_blocks(row[50:], length), moving_blocks(np.ones(n), length)
-        found = Evidence(sums, sizes, bounded=False, drawn=math.ceil(n / length))
-        means.append(found.difference)
-        errors.append(found.standard_error or 0.0)
-    assert np.mean(errors) == pytest.approx(np.std(means), rel=0.15)
+def _rows(rho: float, windows: int, runs: int = 1200) -> np.ndarray:
+    """[runs, windows] autoregressions of mean 0."""
+    shocks, before = np.random.default_rng(2).normal(size=(runs, windows + 60)), 60
+    for at in range(1, windows + before):
+        shocks[:, at] += rho * shocks[:, at - 1]
+    return shocks[:, before:]
 
 
-def test_moving_blocks_are_sums_of_neighbours_around_the_end() -> None:
-    assert moving_blocks([1, 2, 3, 4], 2).tolist() == [3, 5, 7, 5]
+def _in_blocks(row: np.ndarray) -> Interval | None:
+    """The circular block bootstrap with blocks of n^(1/3) neighbours."""
+    length = round(math.cbrt(len(row)))
+    sums = sum(np.roll(row, -offset) for offset in range(length))
+    drawn = np.random.default_rng(0).choice(sums, size=(1000, math.ceil(len(row) / length))).sum(axis=1)
+    low, high = np.quantile(drawn / (math.ceil(len(row) / length) * length), [0.025, 0.975])
+    return Interval(float(low), float(high))
+
+
+def test_the_error_of_a_row_is_the_spread_of_its_sum() -> None:
+    rows = _rows(0.65, 160)
+    errors = [1.96 / student_quantile(0.975, 8) * (error_in_row(row - row.mean()) or 0) for row in rows]
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(rows.sum(axis=1)), rel=0.04)
+    assert error_in_row(np.array([1.0, -1.0, 1.0, -1.0])) is None  # four are too few to tell
+
+
+@pytest.mark.parametrize(("lost", "n"), [(0, 30), (1, 22), (7, 150)])
+def test_bounds_where_nothing_was_gained_are_those_of_clopper_and_pearson(lost: int, n: int) -> None:
+    found = exact_bounds(lost, 0, n, 0.05)
+    assert -found.low == pytest.approx(float(stats.beta.ppf(0.95, lost + 1, n - lost)), abs=2e-5)
+
+
+@pytest.mark.parametrize(("n", "lost", "gained"), [(50, 0.1, 0.0), (100, 0.03, 0.0), (60, 0.08, 0.03), (40, 0.3, 0.1)])
+def test_bounds_err_no_more_often_than_they_say_where_the_score_interval_does(
+    n: int, lost: float, gained: float
+) -> None:
+    truth, wrong, score = gained - lost, [0.0, 0.0], [0.0, 0.0]
+    for b, c, p in outcomes(n, lost, gained):
+        for total, found in ((wrong, exact_bounds(b, c, n, 0.05)), (score, score_interval(b, c, n, 0.90))):
+            total[0] += p * (found.low > truth + 1e-9)
+            total[1] += p * (found.high < truth - 1e-9)
+    assert max(wrong) <= 0.05
+    assert max(score) > 0.05 or gained
 
 
 def test_too_few_clusters_have_no_interval() -> None:
