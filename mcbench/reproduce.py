@@ -348,7 +348,7 @@ def _closing(chosen: Study) -> list[str]:
     if chosen.departures:
         blocks += ["## Where this departs from the paper", "\n".join(f"- {text}" for text in chosen.departures)]
     others = tuple({figure.model for figure in figures()} - {PUBLISHED_MODEL, ""})
-    found = [c for c in audit(chosen.table).findings if not c.row.startswith(others)] if chosen.table else []
+    found = [c for c in audit(chosen.table).failed if not c.row.startswith(others)] if chosen.table else []
     if found:
         listed = (f"- {c.row}, {c.what}: {c.stated:g} stated, {c.recomputed:.4g} recomputed ({c.how})" for c in found)
         blocks += ["## Known errors of the published figures", "\n".join(listed)]

@@ -23,7 +23,7 @@ import numpy.typing as npt
 REPEATS = 10_000  # of a bootstrap
 CONFIDENCE, ERRORS = 0.95, 1.96  # what a standard error stands for: so many of them make an interval of so much
 DEPENDENCE = 0.65  # of neighbours in a row, up to which its variance is not underestimated
-LOPSIDED = 2.0  # times the correction for skewness
+LOPSIDED = 4.0  # times the correction for skewness
 REACH = 100  # neighbours further apart than this do not depend on each other: DEPENDENCE ** 100 is nothing
 STEPS, STEPS_EACH = 2**14, 64  # what the differences of a randomisation test are rounded to: steps in all, at least
 LEAST = 1e-10  # the smallest p-value of a randomisation test
