@@ -444,7 +444,9 @@ def _add_run(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _add_calibration(parser: Parser, purpose: str = "to calibrate on") -> None:
-    parser.add_argument("--calibration", metavar="FILE", help=f"text {purpose}: .txt, .json or .jsonl")
+    parser.add_argument(
+        "--calibration", metavar="FILE", help=f"text {purpose}: plain, JSON, parquet or arrow, packed or not"
+    )
     parser.add_argument("--samples", type=int, metavar="N", help="calibration sequences")
     parser.add_argument("--length", type=int, metavar="T", help="tokens in a calibration sequence")
 

