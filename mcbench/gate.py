@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from mcbench.errors import BadInput
 from mcbench.uncertainty import Interval
-from mcbench.versus import Comparison, Contrast, Unanswered, Versus, bounds_of_mean, shown_difference
+from mcbench.versus import Comparison, Contrast, Unanswered, Versus, bounds_of_mean, counted, shown_difference
 
 Outcome = Literal["passed", "failed", "cannot tell"]
 
@@ -71,7 +71,7 @@ def judge(
 ) -> Verdict:
     """Whether every run is shown to lose less than the margin to the first, at that confidence.
 
-    margin: points (per cent) of the mean over all tasks of shares, or with `each` of every task by itself.
+    margin: points (per cent) of the mean over all tasks of shares that have room, or with `each` of every task alone.
     perplexity_margin: by how many per cent each perplexity may rise. confidence: by default that of the comparison.
     Errors: where the true loss is the margin or more, the gate opens with a chance of at most 1 - confidence, however
     many claims there are, for all of them must be proven, and no task left out that the first run answered; where no
@@ -102,12 +102,15 @@ def judge(
 
 def _subjects(other: Versus, each: bool) -> Iterator[tuple[str, Sequence[Contrast], bool]]:
     """What is judged about a run: a name, the tasks that count, and whether they are shares."""
-    shares = [c for c in other.contrasts if c.higher_is_better]
-    if shares and not each:
+    shares = counted(other.contrasts)
+    alone = each or not shares  # where no task has room, every one is looked at by itself
+    if not alone:
+        left = [contrast.task for contrast in other.contrasts if contrast.no_room]
         tasks = f"{len(shares)} tasks" if len(shares) > 1 else shares[0].task
-        yield f"{other.run.name} over {tasks}", shares, True
+        told = f" (without {', '.join(left)}, which {'has' if len(left) == 1 else 'have'} no room)" if left else ""
+        yield f"{other.run.name} over {tasks}{told}", shares, True
     for contrast in other.contrasts:
-        if each or not contrast.higher_is_better:
+        if alone or not contrast.higher_is_better:
             yield f"{other.run.name} in {contrast.task}", [contrast], contrast.higher_is_better
 
 

@@ -24,7 +24,7 @@ from mcbench.progress import inner
 from mcbench.record import FILE_NAME, Record, Result
 from mcbench.report import asked_share, bit_figure, is_share, metric_name, suite_figure, with_error
 from mcbench.speed import DEQUANTISED, Profile, SpeedTable, find_profiles, speed_lines, speed_tables
-from mcbench.suites import SuiteMean, suite_means
+from mcbench.suites import Headline, SuiteMean, headline, no_room, suite_means
 
 MARKDOWN, CSV, LATEX, HTML = "README.md", "leaderboard.csv", "leaderboard.tex", "leaderboard.html"
 SPEED_CSV = "speed.csv"  # only where there are profiles
@@ -40,7 +40,8 @@ DIFFERENCES = (
     "### Differences to the uncompressed model",
     "",
     "Paired, item by item, in the unit of the column, each with its standard error; an asterisk marks what lies beyond",
-    "two of them.",
+    "two of them. The mean is over the tasks of shares that have room and that every row has, in percentage points;",
+    "behind it stands what remains of it without the task that contributes most.",
 )
 
 
@@ -93,11 +94,36 @@ class Table:
         found = next((result for result in record.results if result.protocol == column.protocol), None)
         return found if found is not None and found.value is not None else None
 
+    @functools.cached_property
+    def no_room(self) -> Mapping[str, str]:
+        """Why tasks count in no mean, by protocol: decided once for all rows, from the uncompressed model alone."""
+        found = {}
+        for column in self.columns:
+            scores = [
+                (result.value if uncompressed(record) else result.baseline, result)
+                for record in sorted(self.records, key=lambda record: not uncompressed(record))
+                if (result := self.cell(record, column)) is not None and is_share(result)
+            ]
+            known = [(score, result) for score, result in scores if score is not None]
+            if known and (why := no_room(known[0][0], known[0][1].n, known[0][1].chance)):
+                found[column.protocol] = why
+        return found
+
+    def headline(self, record: Record) -> Headline | None:
+        """The mean difference of a row over the tasks that every row with differences answered."""
+        compared = [r for r in self.records if any(result.difference is not None for result in r.results)]
+        shared = set.intersection(
+            *({result.protocol for result in r.results if result.difference is not None} for r in compared)
+        )
+        results = [result for result in record.results if result.protocol in shared]
+        return headline(results, {r.task: self.no_room[r.protocol] for r in results if r.protocol in self.no_room})
+
     def means(self) -> Mapping[str, Sequence[Column]]:
-        """The columns that may be averaged: two or more of one metric, all of them shares of right answers."""
+        """The columns that may be averaged: two or more of one metric, all of them shares of answers, with room."""
         shares: dict[str, list[Column]] = {}
         for column in self.columns:
-            if any((cell := self.cell(record, column)) is not None and is_share(cell) for record in self.records):
+            cells = [self.cell(record, column) for record in self.records]
+            if column.protocol not in self.no_room and any(cell is not None and is_share(cell) for cell in cells):
                 shares.setdefault(column.metric, []).append(column)
         return {metric: columns for metric, columns in shares.items() if len(columns) > 1}
 
@@ -339,10 +365,32 @@ def _differences(table: Table) -> list[list[str]]:
             _method(table, record),
             *_bits(record),
             *(_difference(cell) if (cell := table.cell(record, column)) else "" for column in table.columns),
+            *(cell.shown for cell in _headline(table, record)),
         ]
         for record in table.records
         if any(result.difference is not None for result in record.results)
     ]
+
+
+def _headline(table: Table, record: Record) -> tuple[Cell, Cell]:
+    """The mean difference of a row in points, and what remains of it without the task that contributes most."""
+    found = table.headline(record)
+    if found is None or found.without is None:
+        return Cell(), Cell()
+    task, *rest = found.without
+    shown = [
+        f"{100 * value:+.1f} ± {100 * error:.1f}{'*' * (abs(value) > CLEAR_ERRORS * error)}"
+        for value, error in ((found.value, found.standard_error), rest)
+    ]
+    return (
+        Cell(shown[0], 100 * found.value, 100 * found.standard_error),
+        Cell(f"{shown[1]} without {task}", 100 * rest[0], 100 * rest[1]),
+    )
+
+
+def _headline_heads(table: Table) -> list[str]:
+    numbers = {len(found.tasks) for record in table.records if (found := table.headline(record)) is not None}
+    return [f"mean of {'-'.join(map(str, sorted(numbers)))} tasks, points" if numbers else "mean", "what remains"]
 
 
 def _difference(cell: Result) -> str:
@@ -383,6 +431,13 @@ def _facts(table: Table) -> list[str]:
     calibrated = next((r.calibration for r in table.records if r.calibration), None)
     if calibrated:
         facts.append(f"calibrated on {calibrated.source}, {calibrated.tokens} tokens, {calibrated.digest[:12]}")
+    names = {column.protocol: column.task for column in table.columns}
+    facts += [f"{names[protocol]} counts in no mean: {why}" for protocol, why in table.no_room.items()]
+    for mean in table.suites():
+        if bare := [names[protocol] for protocol in table.no_room if names[protocol] in mean.metrics]:
+            facts.append(
+                f"the {mean.suite} mean is over all of its tasks, as papers print it, {', '.join(kept)} among them"
+            )
     if any(asked_share(result) is not None for record in table.records for result in record.results):
         facts.append(f"{ASKED} the method was calibrated on text that this task asks")
     return facts
@@ -416,7 +471,7 @@ def _markdown(tables: Sequence[Table], notes: Sequence[str], beside: str) -> str
         protocols = ", ".join(f"`{column.protocol}`" for column in table.columns)
         lines += ["", f"## {_title(table)}", "", f"{facts}- {protocols}", "", pipe_table(_heads(table), _rows(table))]
         if differences := _differences(table):
-            heads = ["method", *BITS, *_task_heads(table)]
+            heads = ["method", *BITS, *_task_heads(table), *_headline_heads(table)]
             lines += ["", *DIFFERENCES, "", pipe_table(heads, differences)]
         for speed in _speeds(table):
             lines += ["", *_speed_title(speed), "", pipe_table(speed.HEADS, speed.lines())]
@@ -454,13 +509,14 @@ def sheet(table: Table) -> Sheet:
                     *(_score(cell) for cell in cells),
                     *(_mean_cell(table, record, members) for members in means.values()),
                 ),
-                tuple(_change(cell) for cell in cells),
+                (*(_change(cell) for cell in cells), *_headline(table, record)),
                 uncompressed(record),
             )
         )
     heads = (*map(Head, BITS), *tasks, *averages)
     facts = (*_facts(table), ", ".join(column.protocol for column in columns))
-    return Sheet(_title(table), facts, heads, tuple(lines), BITS.index("stored"), tuple(tasks))
+    changes = (*tasks, *map(Head, _headline_heads(table)))
+    return Sheet(_title(table), facts, heads, tuple(lines), BITS.index("stored"), changes)
 
 
 def _higher(table: Table, column: Column) -> bool:

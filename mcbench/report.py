@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from mcbench.datasets import SAMPLE, VERIFIED, Found
 from mcbench.overlap import DETAIL
 from mcbench.record import Record, Result, Routing
-from mcbench.suites import SuiteScore, suite_means
+from mcbench.suites import SuiteScore, headline, suite_means
 from mcbench.task import Scores
 
 COLUMNS = 100  # fits a terminal, and a page when printed
@@ -174,12 +174,29 @@ def _results(results: Sequence[Result]) -> str:
 
 
 def _means(results: Sequence[Result]) -> str:
-    """A line for each suite all of whose tasks were asked: its mean, blank where one of them is not complete."""
-    return "\n".join(
-        note("mean", f"{mean.wording}: {suite_figure(mean.score(results)) or _blank(mean.why_blank(results))}")
-        for mean in suite_means()
-        if mean.asked(results)
-    )
+    """The mean difference, and the mean of each suite all of whose tasks were asked, blank where one is incomplete."""
+    lines = []
+    if (found := headline(results)) is not None:
+        told = f"{_points(found.value, found.standard_error)} over {len(found.tasks)} tasks of shares"
+        if found.without is not None:
+            _, value, error = found.without
+            told += f"; {_points(value, error)} without {found.without.task}, which contributes most"
+        lines.append(note("difference", told))
+        lines += [note("no room", f"{task}, not in the mean difference: {why}") for task, why in found.left_out.items()]
+    for mean in suite_means():
+        if mean.asked(results):
+            shown = suite_figure(mean.score(results)) or _blank(mean.why_blank(results))
+            lines.append(note("mean", f"{mean.wording}: {shown}"))
+            lines += [
+                note("no room", f"{task}, counted in the {mean.suite} mean as papers do: {why}")
+                for task, why in mean.without_room(results).items()
+            ]
+    return "\n".join(lines)
+
+
+def _points(value: float, error: float) -> str:
+    """A mean difference of shares in percentage points."""
+    return f"{100 * value:+.1f} ± {100 * error:.1f} points"
 
 
 def suite_figure(score: SuiteScore | None) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mcbench.comparable import redrawn, unlike
+from mcbench.comparable import redrawn, uncompressed, unlike
 from mcbench.comparison import choice_divergence, evidence, same_answers
 from mcbench.composition import defaults
 from mcbench.errors import BadInput, UnknownName
@@ -27,6 +27,7 @@ from mcbench.progress import track
 from mcbench.record import FILE_NAME, Fidelity, Record, Result
 from mcbench.registry import names_in, suggest
 from mcbench.report import aligned, bit_figure, is_share, metric_name, note
+from mcbench.suites import no_room
 from mcbench.task import Row, load_samples, unit_of
 from mcbench.uncertainty import Evidence, Interval, holm, mean_interval, sign_flip_test
 
@@ -57,7 +58,8 @@ class Contrast:
     clusters: how many numbers that do not depend on each other the spread is known from. interval: of the difference;
     None with fewer than five clusters or windows. p: without, p_holm: with correction for all the
     tasks and runs that were looked at together. lost, gained: answers right in the first run only, in this one only.
-    same_answers: share answered alike, right or wrong. choice_divergence: nats per item, from the first run.
+    same_answers: share answered alike, right or wrong. choice_divergence: nats per item, from the first run. no_room:
+    why it counts in no mean; empty where it does.
     """
 
     task: str
@@ -78,16 +80,22 @@ class Contrast:
     choice_divergence: float | None
     partial: bool
     evidence: Evidence = field(repr=False)
+    no_room: str = ""
 
 
 @dataclass(frozen=True)
 class Mean:
-    """The plain mean over tasks of shares, each weighing the same; `difference` in shares, as in `Contrast`."""
+    """The plain mean over tasks of shares that have room, each weighing the same; `difference` as in `Contrast`.
+
+    without: the same without the task that contributes most, `most`; None for fewer than two tasks.
+    """
 
     tasks: tuple[str, ...]
     difference: float
     interval: Interval | None
     p: float
+    most: str = ""
+    without: Mean | None = None
 
 
 @dataclass(frozen=True)
@@ -211,10 +219,24 @@ def _run_in(folder: Path) -> Run:
 
 
 def combined(contrasts: Sequence[Contrast], confidence: float) -> Mean | None:
-    """The mean difference over those of the tasks that are shares; None where none is."""
-    shares = [contrast for contrast in contrasts if contrast.higher_is_better]
+    """The mean difference over those of the tasks that are shares and have room; None where none is."""
+    shares = counted(contrasts)
     if not shares:
         return None
+    whole = _mean(shares, confidence)
+    if len(shares) < 2:
+        return whole
+    most = max(shares, key=lambda contrast: math.copysign(1.0, whole.difference) * contrast.difference)
+    rest = _mean([contrast for contrast in shares if contrast is not most], confidence)
+    return dataclasses.replace(whole, most=most.task, without=rest)
+
+
+def counted(contrasts: Sequence[Contrast]) -> list[Contrast]:
+    """The tasks that a mean counts: those of shares that have room."""
+    return [contrast for contrast in contrasts if contrast.higher_is_better and not contrast.no_room]
+
+
+def _mean(shares: Sequence[Contrast], confidence: float) -> Mean:
     values = [contrast.difference for contrast in shares]
     weighted = np.concatenate([c.evidence.parts / (c.evidence.sizes.sum() * len(shares)) for c in shares])
     return Mean(
@@ -387,7 +409,18 @@ def _contrast(
         choice_divergence=choice_divergence(ours, theirs),
         partial=after.partial,
         evidence=found,
+        no_room=_no_room(runs, task),
     )
+
+
+def _no_room(runs: Sequence[Run], task: str) -> str:
+    """Why a task has no room, by the score of the uncompressed model as any of the runs knows it."""
+    for run in runs:
+        result = _result(run, task)
+        score = result.value if uncompressed(run.record) else result.baseline
+        if is_share(result) and score is not None:
+            return no_room(score, result.n, result.chance)
+    return ""
 
 
 def shown_difference(difference: float, share: bool) -> float:
@@ -463,8 +496,11 @@ def _differences(comparison: Comparison, other: Versus, letter: str) -> str:
     ]
     if other.overall is not None and len(other.overall.tasks) > 1:
         mean = other.overall
-        name = f"mean of {len(mean.tasks)} tasks"
-        rows.append([name, "share %", "", "", "", _per_cent(mean.difference), _between(mean.interval), "", "", ""])
+        shown = [(f"mean of {len(mean.tasks)} tasks", mean)]
+        if mean.without is not None:
+            shown.append((f"without {mean.most}", mean.without))
+        for name, one in shown:
+            rows.append([name, "share %", "", "", "", _per_cent(one.difference), _between(one.interval), "", "", ""])
     return aligned([*heads, "lost", "gained", "p"], rows, left=2)
 
 
@@ -549,7 +585,11 @@ def _remarks(comparison: Comparison, first: Versus) -> list[str]:
         lines.append(note("left out", f"{', '.join(others)}: another text was read for the distance from 16 bits"))
     if any(c.same_answers is not None for c in first.contrasts):
         lines.append(note("agreement", "share answered as A does, right or wrong; divergence over choices in nats"))
+    if (mean := first.overall) is not None and mean.without is not None:
+        lines.append(note("without", "the mean without the task that contributes most to it"))
     for c in first.contrasts:
+        if c.no_room:
+            lines.append(note("no room", f"{c.task}, not in any mean: {c.no_room}"))
         if c.evidence.row:
             told = f"windows of one text may depend on each other; their spread is told from {c.clusters} terms"
             lines.append(note("one text", f"{c.task}: {told}"))
@@ -601,4 +641,5 @@ def _plain(value: Any) -> Any:
     if value is None:
         return None
     plain = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name != "evidence"}
-    return json.loads(json.dumps({k: v._asdict() if isinstance(v, Interval) else v for k, v in plain.items()}))
+    inner = {k: _plain(v) if isinstance(v, Mean) else v for k, v in plain.items()}
+    return json.loads(json.dumps({k: v._asdict() if isinstance(v, Interval) else v for k, v in inner.items()}))

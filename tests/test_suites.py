@@ -14,7 +14,7 @@ from mcbench.composition import defaults
 from mcbench.leaderboard import MARKDOWN, render, tabulate_records
 from mcbench.record import Result
 from mcbench.report import table
-from mcbench.suites import suite_means
+from mcbench.suites import headline, no_room, room_in, suite_means
 from mcbench.task import Estimate
 
 (ZEROSHOT,) = suite_means()
@@ -97,3 +97,76 @@ def test_the_leaderboard_has_the_mean_in_complete_rows_only() -> None:
     cells = {row.split("|")[1].strip(): row.split("|")[-2].strip() for row in rows[:2]}
     assert head.split("|")[-2].strip() == f"{ZEROSHOT.wording} %"
     assert cells == {"pmq+gptq": "57.5 ± 0.5", "less": ""}
+
+
+def shares(**differences: float) -> list[Result]:
+    """Tasks of 100 items with these differences to an uncompressed model that answers 80 % right."""
+    return [
+        sample_result(name, n=100, value=0.8 + by, baseline=0.8, difference=by, difference_error=0.02, chance=0.25)
+        for name, by in differences.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("score", "n", "chance", "reason"),
+    [
+        (1.0, 300, 0.5, "100.0 % in 16 bits, within two standard errors of 100 %"),
+        (0.99, 100, 0.25, "99.0 % in 16 bits, within two standard errors of 100 %"),
+        (0.98, 300, 0.25, ""),  # two standard errors are 1.6 points
+        (0.227, 300, 0.25, "22.7 % in 16 bits, within two standard errors of guessing (25.0 %)"),
+        (0.31, 300, 0.25, ""),
+        (0.29, 300, 0.25, "29.0 % in 16 bits, within two standard errors of guessing (25.0 %)"),
+        (0.0, 300, 0.0, "0.0 % in 16 bits, within two standard errors of nothing"),
+        (0.5, 300, None, ""),
+        (None, 300, 0.5, ""),  # who knows
+    ],
+)
+def test_a_task_has_room_by_the_score_of_the_uncompressed_model(
+    score: float | None, n: int, chance: float | None, reason: str
+) -> None:
+    assert no_room(score, n, chance) == reason
+
+
+def test_a_headline_counts_tasks_with_room_and_says_what_remains_without_the_largest() -> None:
+    results = shares(a=-0.1, b=-0.5, c=0.0)
+    full = sample_result("full", n=100, value=0.1, baseline=1.0, difference=-0.9, difference_error=0.03, chance=0.25)
+    found = headline([*results, full])
+    assert found is not None and found.tasks == ("a", "b", "c") and list(found.left_out) == ["full"]
+    assert found.value == pytest.approx(-0.2) and found.standard_error == pytest.approx(0.02 / 3**0.5)
+    assert found.without == ("b", pytest.approx(-0.05), pytest.approx(0.02 / 2**0.5))
+    gain = headline(shares(a=0.1, b=-0.05, c=0.02))
+    assert gain is not None and gain.without is not None and gain.without.task == "a"
+    assert headline(results[:1]) is None
+
+
+def test_a_floor_of_the_compressed_model_does_not_decide_whether_a_task_has_room() -> None:
+    (result,) = shares(a=-0.55)  # at chance when compressed
+    assert result.value == pytest.approx(0.25) and room_in(result) == ""
+
+
+def test_the_report_and_the_table_leave_a_task_without_room_out_of_the_mean_and_say_why() -> None:
+    full = {"n": 100, "baseline": 1.0, "chance": 0.25, "difference_error": 0.03}
+    one = sample_record(results=(*shares(a=-0.1, b=-0.3), sample_result("full", value=0.9, difference=-0.1, **full)))
+    two = dataclasses.replace(
+        one,
+        method="bsp+gptq",
+        asked="bsp",
+        results=(*shares(a=-0.55, b=-0.3), sample_result("full", value=1.0, difference=0.0, **full)),
+    )
+    told = " ".join(table(one).split())
+    assert "difference -20.0 ± 1.4 points over 2 tasks of shares; -10.0 ± 2.0 points without b" in told
+    assert "no room full, not in the mean difference: 100.0 % in 16 bits" in told
+    tables, notes = tabulate_records([one, two])
+    text = render(tables, notes)[MARKDOWN]
+    assert "full counts in no mean: 100.0 % in 16 bits, within two standard errors of 100 %" in text
+    assert "mean of 2 (acc %)" in text and "mean of 2 tasks, points" in text
+    # the second row has a at its floor: which tasks count is the same for all rows
+    assert "-42.5 ± 1.4*" in text and "-30.0 ± 2.0* without a" in text
+
+
+def test_the_mean_of_a_published_suite_keeps_all_of_its_tasks_and_marks_those_without_room() -> None:
+    results = zeroshot()
+    results[0] = dataclasses.replace(results[0], baseline=1.0, chance=0.5)
+    told = " ".join(table(sample_record(results=tuple(results))).split())
+    assert "zeroshot8 mean (" in told
+    assert f"no room {results[0].task}, counted in the zeroshot8 mean as papers do: 100.0 % in 16 bits" in told

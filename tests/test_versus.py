@@ -405,3 +405,29 @@ def test_wrong_arguments_end_with_one_sentence(
     assert main(["compare", *arguments]) == 2
     told = capsys.readouterr()
     assert told.out == "" and told.err.count("\n") == 1 and told.err.startswith("mcbench: ")
+
+
+def test_a_task_without_room_counts_in_no_mean_and_what_remains_without_the_largest_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = answers([True] * 100)
+    before = {PIQA: full, MMLU: quiz(0, 0), GSM: quiz(0, 0)}
+    after = {PIQA: answers([at >= 30 for at in range(100)]), MMLU: quiz(4, 0), GSM: quiz(40, 0)}
+    comparison = pair(tmp_path, before, after)
+    (found,) = comparison.others
+    assert found.overall is not None and found.overall.tasks == (MMLU, GSM)
+    assert found.overall.difference == pytest.approx(-0.22) and found.overall.most == GSM
+    assert found.overall.without is not None and found.overall.without.difference == pytest.approx(-0.04)
+    assert [bool(c.no_room) for c in found.contrasts] == [True, False, False]
+    assert found.kinds["recall"].tasks == (MMLU,)
+    told = " ".join(table(comparison).split())
+    assert "mean of 2 tasks" in told and "without mini-gsm8k share % -4.0" in told
+    assert "mini-piqa, not in any mean: 100.0 % in 16 bits, within two standard errors of 100 %" in told
+    runs = [str(tmp_path / "before"), str(tmp_path / "after")]
+    assert main(["compare", *runs, "--gate", "--margin", "30"]) == 0
+    assert "over 2 tasks (without mini-piqa, which has no room)" in " ".join(capsys.readouterr().out.split())
+    assert main(["compare", *runs, "--gate", "--margin", "15", "--each"]) == 1
+    capsys.readouterr()
+    assert main(["compare", *runs, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["runs"][0]
+    assert shown["overall"]["without"]["difference"] == pytest.approx(-0.04) and shown["tasks"][0]["no_room"]
