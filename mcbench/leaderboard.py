@@ -436,7 +436,7 @@ def _facts(table: Table) -> list[str]:
     for mean in table.suites():
         if bare := [names[protocol] for protocol in table.no_room if names[protocol] in mean.metrics]:
             facts.append(
-                f"the {mean.suite} mean is over all of its tasks, as papers print it, {', '.join(kept)} among them"
+                f"the {mean.suite} mean is over all of its tasks, as papers print it, {', '.join(bare)} among them"
             )
     if any(asked_share(result) is not None for record in table.records for result in record.results):
         facts.append(f"{ASKED} the method was calibrated on text that this task asks")
