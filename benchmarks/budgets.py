@@ -17,7 +17,7 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -35,6 +35,7 @@ from mcbench.leaderboard import pipe_table
 from mcbench.record import FILE_NAME, Record, Result
 from mcbench.registry import names_in
 from mcbench.report import bit_figure
+from mcbench.suites import no_room
 from mcbench.sweep import Grid, Outcome, numbers, sweep
 from mcbench.uncertainty import holm
 
@@ -132,6 +133,18 @@ class Board:
         """Those that do not draw, in the order of the study."""
         return [m for m in METHODS if any(method == m for method, _ in self.paths)]
 
+    @property
+    def no_room(self) -> dict[str, str]:
+        """The families that count in no mean, and why: by the score of the uncompressed model."""
+        plain = self.records[self.uncompressed]
+        results = {task: _result(plain, task) for task in families()}
+        return {task: why for task, r in results.items() if (why := no_room(r.value, r.n, r.chance))}
+
+    @property
+    def families(self) -> list[str]:
+        """The families that count in a mean."""
+        return [task for task in families() if task not in self.no_room]
+
     def record(self, method: str, bits: float) -> Record | None:
         path = self.paths.get((method, bits))
         return None if path is None else self.records[path]
@@ -175,25 +188,26 @@ def tell(options: argparse.Namespace) -> int:
 INTRODUCTION = f"""# Nine budgets, the figures
 
 Made by `python benchmarks/budgets.py tell` from the records of the leaderboard; do not edit. What they mean:
-[findings](../findings.md). One calibration text and seed 0 throughout; the mean is over the families of tasks, each
-weighing the same. Random is the mean of five draws, ± their standard deviation. A difference is paired item by item at
-the same label asked for, ± its standard error over items; an asterisk marks p < {LEVEL} after Holm's correction for
-everything in the table. The difference to random is the mean of five such, with the least and the greatest of them; it
-has a mark where all five are beyond chance on one side."""
+[findings](../findings.md). One calibration text and seed 0 throughout; the mean is over the families of tasks that have
+room in 16 bits, each weighing the same. Random is the mean of five draws, ± their standard deviation. A difference is
+paired item by item at the same label asked for, ± its standard error over items; an asterisk marks p < {LEVEL} after
+Holm's correction for everything in the table. The difference to random is the mean of five such, with the least and the
+greatest of them; it has a mark where all five are beyond chance on one side."""
 
 
 def section(board: Board) -> Iterator[str]:
     """Everything about one model."""
     plain = board.records[board.uncompressed]
+    left_out = "".join(f" {task} counts in no mean: {why}." for task, why in board.no_room.items())
     yield f"## {board.model}"
     yield (
         f"Weights {plain.model.digest[:12]}; in 16 bits perplexity {_perplexity(plain):.3f}, mean of "
-        f"{len(families())} families {100 * _mean(plain):.1f} %."
+        f"{len(board.families)} families {100 * _mean(plain, board.families):.1f} %.{left_out}"
     )
     heads = ["allocation", *(bit_figure(bits) for bits in board.budgets)]
     told: Mapping[str, tuple[int, Callable[[Record], float]]] = {
         "Perplexity": (3, _perplexity),
-        "Mean of the families, %": (1, lambda record: 100 * _mean(record)),
+        "Mean of the families, %": (1, lambda record: 100 * _mean(record, board.families)),
         "Stored bits: bytes of the weights file x 8 / parameters": (3, lambda record: record.bits.stored),
     }
     for title, (digits, of) in told.items():
@@ -215,10 +229,15 @@ class Change(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """One allocation against another at a label: perplexity, the mean of the families, and each family."""
+    """One allocation against another at a label: perplexity, the mean of the families, and each family.
+
+    rest: the mean without the family that contributes most to it, `most`.
+    """
 
     perplexity: Change
     mean: Change
+    rest: Change
+    most: str
     tasks: Mapping[str, Change]
 
 
@@ -240,6 +259,7 @@ def against(board: Board, subject: str) -> Iterator[str]:
     told: Mapping[str, Told] = {
         "Perplexity, relative, in % (less is better):": lambda pair: pair.perplexity,
         "Mean of the families, points (more is better):": lambda pair: pair.mean,
+        "The same without the family that contributes most to it:": lambda pair: pair.rest,
     }
     for title, of in told.items():
         sure = dict(zip(keys, (p < LEVEL for p in holm([of(pairs[key]).p for key in keys])), strict=True))
@@ -269,10 +289,18 @@ def paired(board: Board, subject: str, other: str, bits: float) -> Pair | None:
     if reasons := unlike(theirs, mine):
         raise BadInput(f"{subject} and {other} at {bits:g} do not compare: {'; '.join(reasons)}")
     tasks = {task: change(_result(mine, task), _result(theirs, task)) for task in families()}
-    value = math.fsum(c.difference for c in tasks.values()) / len(tasks)
-    error = math.sqrt(math.fsum(c.error**2 for c in tasks.values())) / len(tasks)  # families share no item
+    counted = {task: tasks[task] for task in board.families}
+    mean = _mean_change(counted.values())
+    most = max(counted, key=lambda task: math.copysign(1.0, mean.difference) * counted[task].difference)
+    rest = _mean_change([one for task, one in counted.items() if task != most])
     losses = change(_result(mine, perplexity()), _result(theirs, perplexity()))
-    return Pair(losses, Change(value, error, _normal(value, error)), tasks)
+    return Pair(losses, mean, rest, most, tasks)
+
+
+def _mean_change(changes: Collection[Change]) -> Change:
+    value = math.fsum(c.difference for c in changes) / len(changes)
+    error = math.sqrt(math.fsum(c.error**2 for c in changes)) / len(changes)  # families share no item
+    return Change(value, error, _normal(value, error))
 
 
 def change(mine: Result, theirs: Result) -> Change:
@@ -337,8 +365,8 @@ def _perplexity(record: Record) -> float:
     return _score(record, perplexity())
 
 
-def _mean(record: Record) -> float:
-    return math.fsum(_score(record, task) for task in families()) / len(families())
+def _mean(record: Record, tasks: Sequence[str]) -> float:
+    return math.fsum(_score(record, task) for task in tasks) / len(tasks)
 
 
 def _score(record: Record, task: str) -> float:

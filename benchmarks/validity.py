@@ -92,7 +92,8 @@ edit. The first row of each table is the uncompressed model, every score with it
 widths are paired differences to it with theirs; an asterisk marks what lies beyond {CLEAR_ERRORS} standard errors.
 Random allocations have the mean of their differences ± their standard deviation, then the mean standard error of one
 score, then the ratio of the two: all answer the same items while the standard error allows for the choice of items, so
-the ratio errs low; five allocations give it to about a third. The mean weighs all families alike. A variant of another
+the ratio errs low; five allocations give it to about a third. The mean weighs all families alike, those without
+room in 16 bits among them, which means elsewhere leave out: room is one of the criteria here. A variant of another
 task's family, {", ".join(f"`{name}`" for name in VARIANTS)}, is shown and not counted.
 
 How frequency, routing weight and error differ between experts is drawn in [figures](figures/README.md); what the models

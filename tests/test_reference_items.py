@@ -213,7 +213,7 @@ MIXTURES = [mixture_of(phase.mixture) for phase in CURRICULUM]
 
 
 @pytest.mark.parametrize("split", get_args(told.Split))
-def test_text_of_a_split_gives_away_no_fact_of_another(split: told.Split) -> None:
+def test_text_of_a_split_asks_for_no_fact_of_another(split: told.Split) -> None:
     rng = random.Random(0)
     for mixture in MIXTURES:
         for document in told.documents(WORLD, rng, mixture, split, count=1_000):
@@ -267,7 +267,7 @@ def facts_of(family: str, item: ChoiceItem | GenerationItem | CodeItem) -> told.
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "perplexity"])
-def test_items_ask_for_facts_that_training_never_gives_away(family: str) -> None:
+def test_items_are_about_facts_that_training_never_asks_for(family: str) -> None:
     assert all(told.split_of(facts_of(family, item)) == "test" for item in items(family))
 
 

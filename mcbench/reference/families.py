@@ -1,4 +1,8 @@
-"""The miniature families: evaluation items made of facts that training text never gives away."""
+"""The miniature families: evaluation items, each about a fact that training text never asks for or works out.
+
+What is needed to answer may stand there in another form: the answer about a person in a text about that person, the
+later steps of a problem in other problems, the usual steps of a story on another day. What is new is the question.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A small seeded world: who lives where, what things are made of, how stories go, and texts that tell of it.
 
-Every document names the facts it gives away. Each fact belongs to one split: training and calibration text give away
-facts for training alone, evaluation items are made of test facts, and progress is watched on development facts, so
+Every document names the facts that it asks for or works out. Each fact belongs to one split: training and calibration
+text do so with facts for training alone (a text about a person tells all that is true of them), evaluation items are made of test facts, and progress is watched on development facts, so
 that no choice made while training has seen the test.
 """
 
@@ -57,7 +57,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Document:
-    """A text in weighted segments, with the facts it gives away."""
+    """A text in weighted segments, with the facts that it asks for or works out."""
 
     kind: str
     segments: tuple[Segment, ...]
