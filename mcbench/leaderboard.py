@@ -109,13 +109,16 @@ class Table:
                 found[column.protocol] = why
         return found
 
+    @functools.cached_property
+    def _compared(self) -> frozenset[str]:
+        """The protocols that every row with differences answered."""
+        each = [{r.protocol for r in record.results if r.difference is not None} for record in self.records]
+        known = [protocols for protocols in each if protocols]
+        return frozenset(set.intersection(*known)) if known else frozenset()
+
     def headline(self, record: Record) -> Headline | None:
         """The mean difference of a row over the tasks that every row with differences answered."""
-        compared = [r for r in self.records if any(result.difference is not None for result in r.results)]
-        shared = set.intersection(
-            *({result.protocol for result in r.results if result.difference is not None} for r in compared)
-        )
-        results = [result for result in record.results if result.protocol in shared]
+        results = [result for result in record.results if result.protocol in self._compared]
         return headline(results, {r.task: self.no_room[r.protocol] for r in results if r.protocol in self.no_room})
 
     def means(self) -> Mapping[str, Sequence[Column]]:
