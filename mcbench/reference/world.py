@@ -1,8 +1,9 @@
 """A small seeded world: who lives where, what things are made of, how stories go, and texts that tell of it.
 
 Every document names the facts that it asks for or works out. Each fact belongs to one split: training and calibration
-text do so with facts for training alone (a text about a person tells all that is true of them), evaluation items are made of test facts, and progress is watched on development facts, so
-that no choice made while training has seen the test.
+text do so with facts for training alone (a text about a person tells all that is true of them), evaluation items are
+made of test facts, and progress is watched on development facts, so that no choice made while training has seen the
+test.
 """
 
 from __future__ import annotations
