@@ -16,7 +16,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mcbench.audit import audit
+from mcbench.audit import KINDS, audit
 from mcbench.catalogue import TASKS, models
 from mcbench.comparison import difference
 from mcbench.composition import compose, defaults
@@ -348,10 +348,12 @@ def _closing(chosen: Study) -> list[str]:
     if chosen.departures:
         blocks += ["## Where this departs from the paper", "\n".join(f"- {text}" for text in chosen.departures)]
     others = tuple({figure.model for figure in figures()} - {PUBLISHED_MODEL, ""})
-    found = [c for c in audit(chosen.table).failed if not c.row.startswith(others)] if chosen.table else []
-    if found:
-        listed = (f"- {c.row}, {c.what}: {c.stated:g} stated, {c.recomputed:.4g} recomputed ({c.how})" for c in found)
-        blocks += ["## Known errors of the published figures", "\n".join(listed)]
+    found = audit(chosen.table).findings if chosen.table else ()
+    for kind, (title, meaning) in KINDS.items():
+        checks = [f.checks[0] for f in found if f.kind == kind and not f.checks[0].row.startswith(others)]
+        if checks:
+            listed = (f"- {c.row}, {c.what}: {c.stated:g} stated, {c.recomputed:.4g} by {c.how}" for c in checks)
+            blocks += [f"## {title} in the published figures", meaning, "\n".join(listed)]
     return blocks
 
 

@@ -9,6 +9,10 @@ from typing import NamedTuple
 
 import pytest
 
+from mcbench.comparison import difference
+from mcbench.record import FILE_NAME, Record
+from mcbench.task import Scores, perplexity
+
 ROOT = Path(__file__).parents[1]
 BOARD = ROOT / "leaderboards"
 FINDINGS = " ".join((BOARD / "findings.md").read_text(encoding="utf-8").split())
@@ -237,3 +241,25 @@ def test_otp_beside_random_skipping_and_the_threshold() -> None:
     for bits in ("2.54", "1.57"):
         told = " against ".join(" and ".join(f"{c.value:+.1f}" for c in of(points, bits, n)) for n in (otp, chance))
         assert told in PRUNING.replace(" points against", " against")
+
+
+def test_committed_errors_of_perplexities_are_those_that_todays_functions_give() -> None:
+    paths = sorted((BOARD / "records").rglob(FILE_NAME))
+    records = {path: Record.load(path) for path in [*paths[::25], *(p for p in paths if p.parent.name == "none")]}
+    plain = {record.fingerprint: record for record in records.values()}
+    seen = 0
+    for record in records.values():
+        (mine,) = (result for result in record.results if not result.higher_is_better)
+        rows = mine.rows()
+        found = perplexity([r["loss"] for r in rows], [r["tokens"] for r in rows], [r["id"] for r in rows])
+        assert found.standard_error == pytest.approx(mine.standard_error)
+        if record.baseline in plain:
+            (theirs,) = (r for r in plain[record.baseline].results if r.task == mine.task)
+            scores = [
+                Scores(mine.task, mine.protocol, mine.metric, False, one.value, one.n, samples=one.rows())
+                for one in (mine, theirs)
+            ]
+            paired = difference(*scores)
+            assert paired is not None and paired.standard_error == pytest.approx(mine.difference_error)
+            seen += 1
+    assert seen > 5
