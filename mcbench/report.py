@@ -308,7 +308,7 @@ def asked_share(result: Result) -> float | None:
 
 def note(name: str, text: str) -> str:
     """A remark below a table: its name, then the text filled to the width of a page."""
-    filled = textwrap.fill(text, COLUMNS, initial_indent=f"{name:<11}", subsequent_indent=" " * 11)
+    filled = textwrap.fill(text, COLUMNS, initial_indent=f"{name:<10} ", subsequent_indent=" " * 11)
     return filled.replace(UNBROKEN, " ")
 
 

@@ -179,7 +179,7 @@ def test_windows_in_a_row_are_covered_within_two_points_where_blocks_of_them_are
     rejected = np.mean([one.p_value() <= 0.05 for one in found])
     assert rejected == pytest.approx(1 - covered, abs=1e-9)
     if rho > 0:
-        assert np.mean([_holds(_in_blocks(row), 0) for row in rows[:300]]) < 0.93  # what was done before
+        assert np.mean([_holds(_in_blocks(row), 0) for row in rows[:300]]) < 0.93  # too short by far
 
 
 def _rows(rho: float, windows: int, runs: int = 1200) -> np.ndarray:
