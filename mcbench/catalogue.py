@@ -33,8 +33,10 @@ def models() -> list[str]:
     return model_names()
 
 
-def select_tasks(names: str) -> tuple[Task, ...]:
+def select_tasks(names: str, *, registered: bool = False) -> tuple[Task, ...]:
     """The tasks behind a comma-separated list of tasks and suites, each once, in the order asked for.
+
+    registered: for a list that was read from a file, in which a name is looked up and never taken for a path.
 
     A task may set its parameters, as in `wikitext2(window=1024)`. Raises UnknownName for a name that is neither, with
     the nearest one, and BadInput for a parameter that cannot be and for the same task with two sets of parameters.
@@ -48,7 +50,7 @@ def select_tasks(names: str) -> tuple[Task, ...]:
     known = {*suites, *TASKS.names()}
     for piece in asked:
         name = piece.partition("(")[0].strip()
-        if name not in known and not looks_like_path(name):
+        if name not in known and (registered or not looks_like_path(name)):
             raise UnknownName(f"no task or suite is called {name!r}; {suggest(name, known)}")
     found = {task_with(*named(inner)): None for piece in asked for inner in suites.get(piece, [piece])}
     twice = [name for name, n in Counter(task.name for task in found).items() if n > 1]

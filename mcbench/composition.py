@@ -88,13 +88,15 @@ class Composition:
         return "+".join(str(part) for part in self.parts)
 
 
-def compose(text: str, *, seed: int = 0) -> Composition:
+def compose(text: str, *, seed: int = 0, registered: bool = False) -> Composition:
     """Parses `text`, resolves aliases, fills in the default parts and `seed` fields.
+
+    registered: for text that was read from a file, in which a name is looked up and never taken for a path.
 
     Raises UnknownName for a method or hyper-parameter that does not exist and BadInput for a value of the wrong type
     or two parts that own the same decision.
     """
-    parts = [_part(piece, seed) for piece in _pieces(text)]
+    parts = [_part(piece, seed, registered) for piece in _pieces(text)]
     owners = _owners(parts)
     inert = [part.name for part in parts if not part.method.compresses]
     if inert and any(part.method.compresses and decisions(part.method) != ("route",) for part in parts):
@@ -145,10 +147,10 @@ def _pieces(text: str) -> list[str]:
     return [inner for piece in pieces for inner in (split(aliases[piece], "+") if piece in aliases else [piece])]
 
 
-def _part(piece: str, seed: int) -> Part:
+def _part(piece: str, seed: int, registered: bool = False) -> Part:
     name, _, _ = piece.partition("(")
     known = METHODS.names()
-    if not looks_like_path(name.strip()) and name.strip() not in known:
+    if (registered or not looks_like_path(name.strip())) and name.strip() not in known:
         raise UnknownName(f"no method is called {name.strip()!r}; {suggest(name, [*known, *defaults()['aliases']])}")
     name, settings = named(piece)
     kind = METHODS.get(name)

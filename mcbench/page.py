@@ -140,10 +140,10 @@ def series(record: Record) -> str:
 def item_ids(task: str, protocol: str) -> tuple[str, ...]:
     """The ids of a task's items; none where they are not those that `protocol` stands for, or need a published set."""
     try:
-        asked = TASKS.get(task)()
+        asked = TASKS.registered(task)()
         if not asked.sets() and asked.protocol == protocol:
             return tuple(item.id for item in asked.items())
-    except (BadInput, UnknownName, TypeError):  # a task of elsewhere, or one that has no default
+    except (BadInput, UnknownName, TypeError, ImportError):  # a task of elsewhere, or one that has no default
         pass
     return ()
 

@@ -25,10 +25,11 @@ from torch import Tensor
 
 from mcbench.allocation import BitAllocation, BitBudget, require_widths
 from mcbench.bounds import require_settings
+from mcbench.catalogue import models
 from mcbench.checkpoint import COMPRESSION, WEIGHTS, first_sentence, is_compressed, untied
 from mcbench.composition import Composition, compose, defaults
 from mcbench.compression import uncompressed_sizes
-from mcbench.errors import BadInput
+from mcbench.errors import BadInput, UnknownName
 from mcbench.evaluation import fingerprint_of
 from mcbench.experts import IMPLEMENTATION, PROJECTIONS
 from mcbench.model import MoEModel, load_model
@@ -91,8 +92,10 @@ def profile(
 
     The model is made as `run` makes it: `method`, `bits`, `model` and the calibration arguments mean the same; without
     a method it is taken as it is, which may be a packed folder. `record` is a run whose model is made again instead,
-    and must come out the same. `grid` as in `read_grid`; each cell is timed `repeats` times after `warmup` passes.
-    Cells that were finished are kept, so that the same call goes on where it was interrupted.
+    and must come out the same; what is not registered here (a method of a file, a model that does not come with the
+    package, a calibration text) is given beside it, for nothing is read because a record names it. `grid` as in
+    `read_grid`; each cell is timed `repeats` times after `warmup` passes. Cells that were finished are kept, so that
+    the same call goes on where it was interrupted.
 
     Raises BadInput and UnknownName for what cannot be done as asked. A cell that does not fit is a cell with a reason.
     """
@@ -103,26 +106,27 @@ def profile(
         if value is not None and not str(value).strip():
             raise BadInput(f"{name} is empty; leave it out or name one")
     require_widths(widths)
-    known = None
+    known, recorded = None, False
     if record is not None:
-        asked: dict[str, object] = {
-            "method": method,
-            "bits": bits,
-            "expert_bits": expert_bits,
-            "model": model,
-            "seed": seed,
-        }
-        asked |= {"calibration": calibration, "samples": samples, "length": length}
+        asked: dict[str, object] = {"bits": bits, "expert_bits": expert_bits, "seed": seed}
+        asked |= {"samples": samples, "length": length}
         if given := [name for name, value in asked.items() if value is not None]:
             raise BadInput(f"the record says what {given[0].replace('_', '-')} was; give it or the record, not both")
         known = Record.load(record)
-        method, model, seed = known.method, known.model.name, known.seed
+        seed = known.seed
+        model = _known_model(known) if model is None else model
+        recorded = method is None
+        method = known.method if method is None else method
         bits = known.bits.asked if known.bits.asked_as == "label" else None
         expert_bits = known.bits.asked if known.bits.asked_as == "expert" else None
         if (learnt := known.calibration) is not None:
-            calibration = None if learnt.source == "reference" else learnt.source
+            if calibration is None and learnt.source != "reference":
+                raise BadInput(
+                    f"the record was calibrated on {learnt.source!r}, and no file is read because a record names it: "
+                    "give it with --calibration"
+                )
             samples, length = learnt.samples, learnt.length
-    composition = compose("none" if method is None else method, seed=seed or 0)
+    composition = _composed("none" if method is None else method, seed or 0, recorded)
     if not composition.compresses and (bits, expert_bits) != (None, None):
         raise BadInput(f"{composition.asked!r} compresses nothing, so it takes no budget; name a method")
     name = defaults()["model"] if model is None else model
@@ -201,6 +205,29 @@ def profile(
                 command=tuple(command),
             )
             return _measure(profiled, folder, shapes, Stopwatch(subject, text.input_ids, lm.window))
+
+
+def _known_model(record: Record) -> str:
+    """The name of a record's model, where it comes with the package; BadInput where it would lead elsewhere."""
+    if record.model.name in models():
+        return record.model.name
+    raise BadInput(
+        f"the record is about the model {record.model.name!r}, and none is loaded because a record names it: "
+        "give it with --model"
+    )
+
+
+def _composed(method: str, seed: int, recorded: bool) -> Composition:
+    """The method as it was typed, or, out of a record, made of registered names and no folders."""
+    if not recorded:
+        return compose(method, seed=seed)
+    try:
+        composition = compose(method, seed=seed, registered=True)
+    except UnknownName as error:
+        raise UnknownName(f"{error}; a record names no file: give the method's with --method") from None
+    if any(getattr(part.method, "fitted", "") for part in composition.parts):
+        raise BadInput(f"{method!r} names a folder, and none is read because a record names it: give --method")
+    return composition
 
 
 def _measure(profiled: Profile, folder: Path, shapes: Sequence[Shape], watch: Stopwatch) -> Profile:

@@ -48,6 +48,15 @@ class Registry(Generic[T]):
             return self._single_class(_import_named(self._entry_points()[name], name), name)
         raise UnknownName(f"no {self.kind} is called {name!r}; {suggest(name, self.names())}")
 
+    def registered(self, name: str) -> type[T]:
+        """The class of that registered name: for a name that was read from a file, which never leads to another file.
+
+        Raises UnknownName for whatever is not registered, a path included; NotInstalled as `get`.
+        """
+        if name not in self.names():
+            raise UnknownName(f"no {self.kind} is called {name!r}; {suggest(name, self.names())}")
+        return self.get(name)
+
     def source(self, name: str) -> Path | None:
         """The file behind a name, where there is one in `methods/` or `tasks/`."""
         return Path(name) if looks_like_path(name) else self._files().get(name)

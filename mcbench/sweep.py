@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from mcbench.allocation import require_widths
 from mcbench.bounds import require_settings, shown
 from mcbench.catalogue import select_tasks
-from mcbench.composition import Composition, compose, defaults, method_strings
+from mcbench.composition import Composition, compose, defaults, method_strings, split
 from mcbench.datasets import data_folder
 from mcbench.errors import BadInput, CheckFailed, UnknownName
 from mcbench.files import write_whole
 from mcbench.pipeline import Bench, Clock, Exam, alone_in, language_model, source_digest
 from mcbench.progress import muted, track
 from mcbench.record import Record
-from mcbench.registry import suggest
+from mcbench.registry import looks_like_path, suggest
 from mcbench.report import aligned, bit_figure
 from mcbench.task import ALLOW
 
@@ -279,9 +279,16 @@ def read_grid(path: str | Path, **changes: Any) -> Grid:
         raise BadInput(f"the grid {str(path)!r} cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadInput(f"the grid {str(path)!r} is not TOML: {error}") from None
-    return make_grid(
+    grid = make_grid(
         {key.replace("-", "_"): value for key, value in found.items()} | changes, f"the grid {str(path)!r}"
     )
+    for name in (key for key in ("methods", "tasks") if key in found and key not in changes):
+        lists = grid.methods if name == "methods" else (grid.tasks,)
+        names = [each.partition("(")[0] for one in lists for piece in split(one, ",") for each in split(piece, "+")]
+        if any(looks_like_path(each.strip()) for each in names):
+            told = f"names a Python file, and none is run because a file names it: give --{name}"
+            raise BadInput(f"the grid {str(path)!r} {told}")
+    return grid
 
 
 def make_grid(settings: Mapping[str, Any], where: str = "the grid") -> Grid:
@@ -461,6 +468,8 @@ class Journal:
             if whole["schema"] > SCHEMA:
                 raise BadInput(f"{str(path)!r} is of schema {whole['schema']}, this mcbench knows up to {SCHEMA}")
             self.cells = {key: Outcome(**outcome) for key, outcome in whole["cells"].items()}
+            if not all(isinstance(text, str) for o in self.cells.values() for text in (o.cell, o.record, o.reason)):
+                raise TypeError
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             if isinstance(error, BadInput):
                 raise
@@ -476,6 +485,8 @@ class Journal:
         if outcome is None or outcome.state != "done":
             return None
         path = self.path.parent / outcome.record
+        if not path.resolve().is_relative_to(self.path.parent.resolve()):
+            return None
         try:
             record = Record.load(path)
         except BadInput:

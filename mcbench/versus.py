@@ -342,6 +342,8 @@ def _samples(run: Run, task: str) -> list[Row]:
     """The samples of one task of a run, held against what its record says about them."""
     result = _result(run, task)
     path = run.folder / result.samples
+    if Path(result.samples).name != result.samples:  # a record names files beside it, and no others
+        raise BadInput(f"the record {run.name!r} names its samples {result.samples!r}, which is no file beside it")
     if not result.samples or not path.is_file():
         if not result.outcomes:
             raise BadInput(
