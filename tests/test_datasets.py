@@ -107,14 +107,14 @@ def targets() -> dict[str, Any]:
     return found
 
 
-@shared
+@made_up.stored_requests
 @pytest.mark.parametrize("case", V0)
 def test_real_rows_make_the_requests_that_lm_eval_stored(case: str, targets: dict[str, Any]) -> None:
     name, split, key, ask = V0[case]
     assert request_hash(list(load(name, split, SHARED).rows), ask) == targets[key]
 
 
-@shared
+@made_up.stored_requests
 def test_every_subject_of_mmlu_makes_the_requests_that_lm_eval_stored(targets: dict[str, Any]) -> None:
     rows = load("mmlu", "test", SHARED).rows
     subjects = sorted({row["subject"] for row in rows})
@@ -130,7 +130,7 @@ def test_every_subject_of_mmlu_makes_the_requests_that_lm_eval_stored(targets: d
         assert request_hash(mine, ask) == targets[f"hendrycksTest-{subject}-v0-loglikelihood"], subject
 
 
-@shared
+@made_up.stored_requests
 def test_the_pages_of_wikitext_are_those_that_lm_eval_reads(targets: dict[str, Any]) -> None:
     clean = pytest.importorskip("lm_eval.tasks.wikitext.preprocess_wikitext").wikitext_detokenizer
     pages = list(load("wikitext2", "test", SHARED).rows)
@@ -484,7 +484,7 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
         load("gsm8k", "tests")
 
 
-@shared
+@made_up.mini_longbench
 def test_the_prompts_of_longbench_are_those_that_others_filled_in() -> None:
     """Lines in LongBench's own form, taken apart from prompts that another project filled in, give those prompts.
 

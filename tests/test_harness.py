@@ -228,7 +228,7 @@ TARGETS = {
 }
 
 
-@made_up.shared
+@made_up.stored_requests
 @pytest.mark.parametrize("name", TARGETS)
 def test_whole_splits_give_the_requests_and_metrics_that_an_older_lm_eval_stored(name: str) -> None:
     """The request hash, and the metrics of random answers, of its version 0: an independent tool and dataset copy."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import made_up
 import pytest
-from made_up import SHARED, shared
+from made_up import SHARED
 from tiny import tiny_tokenizer, tiny_transformer
 
 import mcbench.needles
@@ -100,7 +100,7 @@ def test_every_suite_names_tasks_that_exist() -> None:
 # -- perplexity in whole windows
 
 
-@shared
+@made_up.real_tokenizers
 @pytest.mark.parametrize(
     ("name", "tokens", "windows"), [("llama_hf", 341_469, 166), ("olmoe_gpt-neox-olmo-dolma-v1_5", 288_730, 140)]
 )
@@ -341,7 +341,7 @@ def test_a_needle_stands_once_in_its_place(name: str, sets: Path) -> None:
         assert before.startswith("Remember") and length * 1.2 < len(item.prompt)  # type: ignore[union-attr]
 
 
-@shared
+@made_up.real_tokenizers
 @pytest.mark.parametrize("tokenizer", ["llama_hf", "olmoe_gpt-neox-olmo-dolma-v1_5"])
 def test_a_text_of_a_length_fits_that_many_tokens(tokenizer: str) -> None:
     for name in NEEDLES:
