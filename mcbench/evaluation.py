@@ -1,7 +1,8 @@
 """Runs a causal language model for the tasks: log-likelihoods, perplexity and generation, in as few tokens as is exact.
 
 Requests that share a context run it once and reuse its key-value cache; logits are computed only where they are
-scored; a batch holds a number of tokens, not of requests. The fast path is compared with a plain forward at the start.
+scored; a batch holds a number of tokens, not of requests. The fast path is compared with a plain forward at the start,
+and again on some of the requests of each call, the longest among them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import functools
 import hashlib
 import importlib.metadata
 import inspect
-import itertools
 import json
 import math
 import statistics
@@ -30,10 +30,13 @@ from mcbench.caches import joined_cache, rows_of_cache, widened
 from mcbench.drafts import LONGEST, Drafts, accepted
 from mcbench.errors import BadInput, CheckFailed
 from mcbench.lastlayer import last_layer, only_last
+from mcbench.logits import greatest_logit, token_loglikelihoods
+from mcbench.plain import Plain, per_token
 from mcbench.prefixes import Node, Sharing, plan
 from mcbench.progress import inner
 from mcbench.stand_in import additive, attention_of
 from mcbench.trunk import IMPLEMENTATION, SUPPORTED, attending
+from mcbench.witness import TIMES_PLAIN, TOLERANCE, Answered, merged, watched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,8 +44,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PADDING = 512  # tokens of padding in a batch: about what another forward costs on top of its tokens
-SCORED_AT_ONCE = 2**18  # logits, so that several passes over them stay in the processor's cache
-SCORED_AT_ONCE_ELSEWHERE = 2**26  # on other devices, whose steps cost more than their passes; a quarter of a GB
 TEXTS_AT_A_TIME = 1024  # for the tokenizer, so that its progress shows
 DRAWS = 4  # of a token, before a vocabulary is sorted instead
 # settings that an answer may depend on in its last bits, and our modules that it goes through
@@ -55,6 +56,21 @@ OWN_CODE = (
     "routing", "stand_in", "trunk",
 )  # fmt: skip
 CACHE_SHARE = 8  # a cached token counts as this fraction of one that is computed when a batch is filled
+
+# what makes an evaluation fast, by the names under which a record says that it was given up
+LAST_LAYER = "the last layer only where it is read"
+DRAFTS = "drafts"
+HELD_ONCE = "a shared beginning held once for all texts"
+TRIE = "shared beginnings in several levels"
+ONE_LEVEL = "shared beginnings in one level"
+WRITING = "several texts written in one batch"
+BATCHES = "several texts in one batch"
+WRITING_ALONE = (DRAFTS, HELD_ONCE, WRITING)
+EVERYTHING = (LAST_LAYER, DRAFTS, HELD_ONCE, TRIE, ONE_LEVEL, WRITING, BATCHES)
+# what the check at the start does without, one after the other, until a way works
+LADDER = ((LAST_LAYER,), (HELD_ONCE, TRIE), (HELD_ONCE, TRIE, ONE_LEVEL), WRITING_ALONE,
+          (HELD_ONCE, TRIE, ONE_LEVEL, *WRITING_ALONE), EVERYTHING)  # fmt: skip
+WAYS = ("sharing", "drafts", "_last", "_holds_once", "_selects_rows", "_alone", "_writes_alone")
 
 WindowStyle = Literal["rolling", "disjoint"]
 
@@ -170,6 +186,23 @@ class _Batch:
         return (self._mask[:, None, :used].bool() & earlier)[:, None], position
 
 
+class _Asked(NamedTuple):
+    """Prompts to continue: their tokens as far as they fit, and how many were dropped from the left."""
+
+    prompts: Sequence[Prompt]
+    kept: Sequence[Sequence[int]]
+    truncated: Sequence[int]  # an empty prompt is asked as one token, which drops none
+    sampling: Sampling | None
+
+
+class _Apart(Exception):
+    """An answer of the fast path that differs from the plain one: of the request or prompt at this position."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+
 class _Spots(NamedTuple):
     """Where a batch of nodes predicts tokens that are scored: one entry for every request and token."""
 
@@ -181,10 +214,14 @@ class _Spots(NamedTuple):
 
 
 class _Sums:
-    """The log-likelihoods of requests, summed as the nodes they pass through are computed."""
+    """The log-likelihoods of requests, summed as the nodes they pass through are computed.
 
-    def __init__(self, requests: Sequence[_Request]) -> None:
+    Of the `watched` ones each token's is kept: `tokens` gives them in order, in nats.
+    """
+
+    def __init__(self, requests: Sequence[_Request], watched: Collection[int] = ()) -> None:
         self._requests = requests
+        self._apart: dict[int, dict[int, float]] = {at: {} for at in watched}
         self._value = [0.0] * len(requests)
         self._greedy = [True] * len(requests)
         self._left = [len(request.continuation) for request in requests]
@@ -207,10 +244,16 @@ class _Sums:
 
     def add(self, spots: _Spots, value: np.ndarray, best: np.ndarray) -> None:
         """Adds the values (nats) of scored tokens, and whether each is the most likely, both [N]."""
-        for request, nats, likeliest in zip(spots.request, value.tolist(), best.tolist(), strict=True):
+        for request, at, nats, likeliest in zip(spots.request, spots.at, value.tolist(), best.tolist(), strict=True):
+            if request in self._apart:
+                self._apart[request][at] = nats
             self._value[request] += nats
             self._greedy[request] &= likeliest
             self._left[request] -= 1
+
+    def tokens(self, request: int) -> np.ndarray:
+        """[N] of a watched request that is finished."""
+        return np.array([nats for _, nats in sorted(self._apart[request].items())])
 
     def finished(self, members: Iterable[int]) -> dict[int, LogLikelihood]:
         """Those of the members whose every token has been scored."""
@@ -228,14 +271,20 @@ class LanguageModel:
 
     `identity` names the weights (for a compressed model: its digest); without it the weights are hashed when needed.
     `tokens_per_batch` bounds the padded tokens of one forward. `prefix_sharing=False` computes every context anew, for
-    models whose routing looks at later tokens; where rows of a model's cache cannot be copied, that is done anyway.
+    models whose routing looks at later tokens.
     `causal=False` says that it does: then text written with a cache differs from a forward over the finished text, and
     the check at the start leaves writing out. `shortcuts=False` takes every token once through every layer: for whoever
     counts or changes what the model does for a token. Otherwise greedy texts are written with drafts, which are
     computed as well where they do not come true, and the last layer is left out where nobody reads what it makes.
 
-    Raises BadInput for a model without tokenizer, CheckFailed where the fast path and a plain forward of the same
-    model differ by more than `tolerance` (nats per token; in 16 bits a rounded router may choose other experts).
+    The check at the start finds the first way that works and gives what a plain forward gives, within `tolerance` (nats
+    per token; in 16 bits a rounded router may choose other experts): shared beginnings in several levels, in one, in
+    none, and one text at a time. In each call the longest request and a few others are computed once more in the plain
+    way (see `mcbench.witness`) unless `witness=False`; what differs is given up, and the answers are computed again.
+    `given_up` names all of that. `restarts` counts how often answers that had been handed out were computed again: they
+    are then handed out anew, every one. What is computed for comparison alone runs inside `aside()`.
+
+    Raises BadInput for a model without tokenizer, and for one that computes no finite number in any way.
     """
 
     def __init__(
@@ -249,6 +298,8 @@ class LanguageModel:
         causal: bool = True,
         shortcuts: bool = True,
         check: bool = True,
+        witness: bool = True,
+        aside: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
     ) -> None:
         if tokenizer is None:
             raise BadInput("the model has no tokenizer: put its tokenizer files beside its weights")
@@ -264,6 +315,11 @@ class LanguageModel:
         self._causal = causal
         self._cut: tuple[object, list[tuple[int, _Request]]] | None = None
         self._accepts = set(inspect.signature(model.forward).parameters)
+        self._witness, self._aside = False, aside  # nothing is watched before a way is found
+        self._plain = Plain(model, self.window)
+        self.given_up: list[str] = []
+        self.restarts = 0
+        self._alone = self._writes_alone = False
         self._own_masks, self._last = False, None
         self._selects_rows, self._keeps_all = self._probe_cache()
         self.sharing: Sharing = "trie" if self._keeps_all else "one level"
@@ -273,7 +329,8 @@ class LanguageModel:
         self._own_masks = self._keeps_all and self._probe_masks()
         self.drafts = shortcuts and causal and self._own_masks
         self._last = self._probe_last() if shortcuts and causal else None
-        self.check_difference = self._self_check() if check else None
+        self.check_difference = self._settle() if check else None
+        self._witness = witness
 
     # -- what it is
 
@@ -295,11 +352,32 @@ class LanguageModel:
             "attention_implementation": getattr(self.model.config, "_attn_implementation", None),
             "window": self.window,
             "tokens_per_batch": self.tokens_per_batch,
-            "prefix_sharing": self.sharing,
-            "drafts": self.drafts,
+            "prefix_sharing": "one text at a time" if self._alone else self.sharing,
+            "drafts": self.drafts and not self._writes_alone,
             "device": self.model.device.type,
             "computed_by": computed_by(),
+            **({"alone_beyond": beyond} if (beyond := self._plain.alike_up_to) is not None else {}),
         }
+
+    def give_up(self, names: Iterable[str]) -> None:
+        """Goes on without these ways of being fast, by the names that `given_up` has."""
+        for name in names:
+            if name not in self.given_up and self._uses([name]):
+                self.given_up.append(name)
+            if name == LAST_LAYER:
+                self._last = None
+            elif name == DRAFTS:
+                self.drafts = False
+            elif name == HELD_ONCE:
+                self._holds_once = False
+            elif name == TRIE and self.sharing == "trie":
+                self.sharing, self._holds_once = "one level", False
+            elif name == ONE_LEVEL:
+                self.sharing, self._holds_once, self._selects_rows = "none", False, False
+            elif name == WRITING:
+                self._writes_alone, self.drafts = True, False
+            elif name == BATCHES:
+                self._alone = True
 
     # -- log-likelihoods
 
@@ -312,7 +390,7 @@ class LanguageModel:
 
     def loglikelihood_batches(
         self, pairs: Sequence[tuple[str, str]], done: Collection[int] = ()
-    ) -> Iterator[dict[int, LogLikelihood]]:
+    ) -> Iterator[Answered[LogLikelihood]]:
         """As `loglikelihoods`, batch by batch as they are computed; keys are positions in `pairs`.
 
         Batches depend on `pairs` alone; one whose positions are all in `done` is left out, so a resumed run computes
@@ -342,7 +420,7 @@ class LanguageModel:
         style: WindowStyle = "rolling",
         done: Collection[int] = (),
         most: int | None = None,
-    ) -> Iterator[dict[int, WindowLoss]]:
+    ) -> Iterator[Answered[WindowLoss]]:
         """As `perplexity`, batch by batch; keys count the windows from 0 in the order of the texts.
 
         Only the first `most` windows are scored, where given. Raises BadInput where there is no window at all.
@@ -350,7 +428,7 @@ class LanguageModel:
         windows = self._windows(texts, window, style, most)
         first = {i: at for at, (i, _) in reversed(list(enumerate(windows)))}
         for batch in self._score([request for _, request in windows], frozenset(done)):
-            yield {
+            losses = {
                 at: WindowLoss(
                     windows[at][0],
                     -score.value,
@@ -359,6 +437,7 @@ class LanguageModel:
                 )
                 for at, score in batch.items()
             }
+            yield Answered(losses, batch.witness)
 
     def count_windows(
         self, texts: Sequence[str], window: int | None = None, style: WindowStyle = "rolling", most: int | None = None
@@ -382,7 +461,7 @@ class LanguageModel:
 
     def text_batches(
         self, texts: Sequence[str], window: int | None = None, done: Collection[int] = ()
-    ) -> Iterator[dict[int, LogLikelihood]]:
+    ) -> Iterator[Answered[LogLikelihood]]:
         """The log-likelihood of every whole text in rolling windows (see `perplexity`), as texts get complete.
 
         Keys are positions in `texts`; those in `done` may be left out.
@@ -391,16 +470,20 @@ class LanguageModel:
         windows = [(at, request) for at, text in enumerate(texts) for request in self._rolling(text, window)]
         left = collections.Counter(at for at, _ in windows)
         sums: dict[int, dict[int, LogLikelihood]] = {}
+        facts: dict[int, dict[int, dict[str, Any]]] = {}
         empty = {at: LogLikelihood(0.0, 0, True, 0) for at in range(len(texts)) if at not in left}
         if empty:
-            yield empty
+            yield Answered(empty)
         finished = frozenset(n for n, (at, _) in enumerate(windows) if at in done)
         for batch in self._score([request for _, request in windows], finished):
             for n, score in batch.items():
                 sums.setdefault(windows[n][0], {})[n] = score
+            for n, fact in batch.witness.items():
+                facts.setdefault(windows[n][0], {})[n] = fact
             full = [at for at in dict.fromkeys(windows[n][0] for n in batch) if len(sums[at]) == left[at]]
             if full:
-                yield {at: _joined([score for _, score in sorted(sums.pop(at).items())]) for at in full}
+                joined = {at: _joined([score for _, score in sorted(sums.pop(at).items())]) for at in full}
+                yield Answered(joined, {at: merged(facts.pop(at).values()) for at in full if at in facts})
 
     # -- generation
 
@@ -415,37 +498,96 @@ class LanguageModel:
 
     def generate_batches(
         self, prompts: Sequence[Prompt], sampling: Sampling | None = None, done: Collection[int] = ()
-    ) -> Iterator[dict[int, list[Completion]]]:
+    ) -> Iterator[Answered[list[Completion]]]:
         """As `generate`, batch by batch; keys are positions in `prompts`; `done` as in `loglikelihood_batches`."""
-        skip = frozenset(done)
-        copies = sampling.samples if sampling else 1
         encoded = self._encode([p.text for p in prompts])
         kept = [self._fit_prompt(ids, p.max_new_tokens) for ids, p in zip(encoded, prompts, strict=True)]
-        for beginning, members in self._beginnings(kept, [prompt.max_new_tokens for prompt in prompts]):
+        truncated = [max(0, len(ids) - len(own)) for ids, own in zip(encoded, kept, strict=True)]
+        asked = _Asked(prompts, kept, truncated, sampling)
+        length = [len(ids) + prompt.max_new_tokens for ids, prompt in zip(kept, prompts, strict=True)]
+        yield from self._held_to_plain(
+            functools.partial(self._written_together, asked, length),
+            functools.partial(self._written_alone, asked),
+            length,
+            frozenset(done),
+            [(DRAFTS,), (HELD_ONCE,), (DRAFTS, HELD_ONCE, TRIE), WRITING_ALONE],
+        )
+
+    def _written_together(
+        self, asked: _Asked, length: Sequence[int], among: Sequence[int], done: frozenset[int], first: int | None
+    ) -> Iterator[Answered[list[Completion]]]:
+        """What is written after these prompts, batch by batch; raises _Apart as `_held_to_plain` wants it."""
+        prompts, copies = asked.prompts, asked.sampling.samples if asked.sampling else 1
+        mine = [asked.kept[at] for at in among]
+        watch = self._watched(length, among, first)
+        jobs: list[tuple[int, list[int]]] = []
+        for beginning, members in self._beginnings(mine, [prompts[at].max_new_tokens for at in among]):
             # rows that stop at about the same time share a batch: by allowance first, then by length
-            order = sorted(members, key=lambda i: (-prompts[i].max_new_tokens, -len(kept[i]), i))
-            size = [
-                copies * self._writing_size(len(ids) - beginning, beginning, prompt.max_new_tokens)
-                for ids, prompt in zip(kept, prompts, strict=True)
-            ]
-            trunk: _Trunk | None = None
-            for chunk in _chunks(order, size.__getitem__, self.tokens_per_batch):
-                if skip.issuperset(chunk):
-                    continue
-                if beginning and trunk is None:
-                    trunk = self._read(kept[chunk[0]][:beginning])
-                rows = [(i, sample) for i in chunk for sample in range(copies)]
-                rest = [kept[i][beginning:] for i in chunk]
-                allowed = max(prompts[i].max_new_tokens for i in chunk)
-                with inner(f"at most {allowed} tokens for {len(rows)} texts", allowed) as step:
-                    written = self._continue(rest, [prompts[i] for i, _ in rows], rows, sampling, trunk, step)
-                answer: dict[int, list[Completion]] = {i: [] for i in chunk}
-                for (i, _), (ids, finish) in zip(rows, written, strict=True):
-                    text, finish = self._text(kept[i], ids, prompts[i].stop, finish)
-                    # an empty prompt is asked as one token, which drops none
-                    truncated = max(0, len(encoded[i]) - len(kept[i]))
-                    answer[i].append(Completion(text, len(ids), finish, truncated))
-                yield answer
+            places = [among[n] for n in members]
+            order = sorted(places, key=lambda i: (-prompts[i].max_new_tokens, -len(asked.kept[i]), i))
+            size = {
+                i: copies * self._writing_size(len(asked.kept[i]) - beginning, beginning, prompts[i].max_new_tokens)
+                for i in places
+            }
+            jobs += [(beginning, chunk) for chunk in _chunks(order, size.__getitem__, self.tokens_per_batch)]
+        pending = set(watch[:1]) - done
+        jobs.sort(key=lambda job: not pending.intersection(job[1]))
+        held: list[Answered[list[Completion]]] = []
+        trunk: _Trunk | None = None
+        for beginning, chunk in jobs:
+            if done.issuperset(chunk):
+                continue
+            start = asked.kept[chunk[0]][:beginning]
+            if not beginning:
+                trunk = None
+            elif trunk is None or list(trunk.tokens) != list(start):
+                trunk = self._read(start)
+            rows = [(i, sample) for i in chunk for sample in range(copies)]
+            rest = [asked.kept[i][beginning:] for i in chunk]
+            allowed = max(prompts[i].max_new_tokens for i in chunk)
+            listening = [n for n, (i, sample) in enumerate(rows) if i in watch and not sample]
+            heard: dict[int, list[tuple[int, float]]] = {n: [] for n in listening}
+            with inner(f"at most {allowed} tokens for {len(rows)} texts", allowed) as step:
+                written = self._continue(rest, [prompts[i] for i, _ in rows], rows, asked.sampling, trunk, step, heard)
+            answer: dict[int, list[Completion]] = {i: [] for i in chunk}
+            for (i, _), (ids, finish) in zip(rows, written, strict=True):
+                answer[i].append(self._completion(asked, i, ids, finish))
+            facts = {}
+            for n, said in heard.items():
+                tokens, nats = [token for token, _ in said], np.array([value for _, value in said])
+                facts[rows[n][0]] = self._compared(rows[n][0], asked.kept[rows[n][0]], tokens, nats, writing=True)
+            pending -= set(chunk)
+            held.append(Answered(answer, facts))
+            if not pending:
+                yield from held
+                held = []
+        yield from held
+
+    def _written_alone(self, asked: _Asked, at: int) -> list[Completion]:
+        """The continuations of one prompt, each written by transformers' own `generate`."""
+        prompt, found = asked.prompts[at], []
+        for sample in range(asked.sampling.samples if asked.sampling else 1):
+            choose = _Chooser(asked.sampling, [(at, sample)])
+            written: list[list[int]] = [[]]
+            finish: list[Literal["stop", "end", "length"]] = []
+
+            def more(token: int, written: Any = written, finish: Any = finish) -> bool:
+                if token in self._ends:
+                    finish.append("end")
+                    return False
+                written[0].append(token)
+                finish.extend(self._stopped([0], written, [prompt]).values())
+                return not finish
+
+            self._plain.write(asked.kept[at], prompt.max_new_tokens, functools.partial(_only_token, choose), more)
+            found.append(self._completion(asked, at, written[0], finish[0] if finish else "length"))
+        return found
+
+    def _completion(
+        self, asked: _Asked, at: int, ids: Sequence[int], finish: Literal["stop", "end", "length"]
+    ) -> Completion:
+        text, finish = self._text(asked.kept[at], ids, asked.prompts[at].stop, finish)
+        return Completion(text, len(ids), finish, asked.truncated[at])
 
     def _beginnings(self, prompts: Sequence[Sequence[int]], allowance: Sequence[int]) -> list[tuple[int, list[int]]]:
         """Groups of prompts with the number of tokens that all of a group begin with, 0 where that is not used.
@@ -582,19 +724,156 @@ class LanguageModel:
         starts = range(0, len(ids) - window + 1, window)
         return [_Request((ids[at],), tuple(ids[at + 1 : at + window]), 0) for at in starts]
 
+    # -- the witness
+
+    def _serves(self, length: int) -> bool:
+        """Whether texts of so many tokens may be computed together with others, or in parts."""
+        most = self._plain.alike_up_to
+        return most is None or length <= most
+
+    def _watched(self, length: Sequence[int], among: Sequence[int], first: int | None) -> list[int]:
+        """The positions whose answers are computed once more; at the beginning the one that must be right first."""
+        if not self._witness:
+            return []
+        found = watched(length, among)
+        return found if first is None else [first, *(at for at in found if at != first)]
+
+    def _held_to_plain(
+        self,
+        together: Callable[[Sequence[int], frozenset[int], int | None], Iterator[Answered[T]]],
+        alone: Callable[[int], T],
+        length: Sequence[int],
+        done: frozenset[int],
+        suspects: Sequence[tuple[str, ...]],
+    ) -> Iterator[Answered[T]]:
+        """The answers to texts of these lengths but to those `done`, together where none differs from the plain one.
+
+        `together` hands out nothing before the answer to the longest text, or to that given last, was found right, and
+        raises _Apart where one is not. Then one suspect after the other is given up, until that answer is right. The
+        last one is computing texts together at all.
+        """
+        among = [at for at in range(len(length)) if self._serves(length[at])]
+        trials: Iterator[tuple[str, ...]] | None = None
+        before, first, handed_out, again = self._state(), None, False, False
+        writing = WRITING_ALONE in suspects
+        while among and not (self._writes_alone if writing else self._alone):
+            try:
+                for batch in together(among, done, first):
+                    self.restarts, again = self.restarts + again, False
+                    handed_out = True
+                    yield batch
+                break
+            except _Apart as apart:
+                if trials is None:
+                    trials = iter([*filter(self._uses, suspects), EVERYTHING])
+                    before = self._state()
+                if handed_out:
+                    again, handed_out, done = True, False, frozenset()
+                first = apart.at
+                self._restore(before)
+                self.give_up(next(trials))
+        else:
+            among = []
+        self.restarts += again
+        left = sorted(set(range(len(length))).difference(among))
+        for at in left:
+            if at not in done:
+                told = {"requests": 0, "nats_per_token": 0.0, "tolerance": TOLERANCE, "given_up": list(self.given_up)}
+                yield Answered({at: alone(at)}, {at: told} if at == left[0] and self.given_up else {})
+
+    def _compared(
+        self, at: int, context: Sequence[int], tokens: Sequence[int], fast: np.ndarray, *, writing: bool = False
+    ) -> dict[str, Any]:
+        """What the witness finds of log-likelihoods [N] of some tokens; raises _Apart where they are too far off."""
+        with self._aside():
+            stepwise = writing and not self._causal
+            plain = self._plain.steps(context, tokens) if stepwise else self._plain.scores(context, tokens)[0]
+            apart, allowed = per_token(fast, plain), TOLERANCE
+            if not self._exact and not stepwise and not apart <= allowed:
+                allowed = max(allowed, TIMES_PLAIN * self._plain.apart_from_itself(context, tokens))
+        if not apart <= allowed:
+            raise _Apart(at)
+        found = {"requests": 1, "nats_per_token": apart, "tolerance": allowed}
+        return {**found, "given_up": list(self.given_up)} if self.given_up else found
+
+    def _uses(self, names: Collection[str]) -> bool:
+        """Whether giving these up would change anything."""
+        in_use = {
+            LAST_LAYER: self._last is not None,
+            DRAFTS: self.drafts,
+            HELD_ONCE: self._holds_once,
+            TRIE: self.sharing == "trie",
+            ONE_LEVEL: self.sharing != "none",
+            WRITING: not self._writes_alone,
+            BATCHES: not self._alone,
+        }
+        return any(in_use[name] for name in names)
+
+    def _state(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in WAYS), list(self.given_up)
+
+    def _restore(self, state: tuple[Any, ...]) -> None:
+        ways, given_up = state
+        for name, value in zip(WAYS, ways, strict=True):
+            setattr(self, name, value)
+        self.given_up = list(given_up)
+
     # -- scoring
 
-    def _score(self, requests: Sequence[_Request], done: frozenset[int]) -> Iterator[dict[int, LogLikelihood]]:
+    def _score(self, requests: Sequence[_Request], done: frozenset[int]) -> Iterator[Answered[LogLikelihood]]:
         """Log-likelihoods of all requests but those of finished batches."""
         # the last token of a continuation is predicted, never read
+        length = [len(request.context) + len(request.continuation) - 1 for request in requests]
+        yield from self._held_to_plain(
+            functools.partial(self._scored_together, requests, length),
+            lambda at: self._scored_alone(requests[at]),
+            length,
+            done,
+            [(LAST_LAYER,), (TRIE,), (TRIE, ONE_LEVEL)],
+        )
+
+    def _scored_together(
+        self,
+        requests: Sequence[_Request],
+        length: Sequence[int],
+        among: Sequence[int],
+        done: frozenset[int],
+        first: int | None,
+    ) -> Iterator[Answered[LogLikelihood]]:
+        """The log-likelihoods of these requests, batch by batch; raises _Apart as `_held_to_plain` wants it."""
+        mine = [requests[at] for at in among]
+        place = {at: n for n, at in enumerate(among)}
+        watch = [place[at] for at in self._watched(length, among, first)]
         with inner("shared beginnings"):
-            nodes = plan([(*r.context, *r.continuation[:-1]) for r in requests], self.sharing)
-        yield from self._descend(nodes, None, _Sums(requests), done)
+            nodes = plan([(*r.context, *r.continuation[:-1]) for r in mine], self.sharing)
+        finished = frozenset(place[at] for at in done if at in place)
+        pending = set(watch[:1]) - finished
+        sums = _Sums(mine, watch)
+        held: list[Answered[LogLikelihood]] = []
+        for batch in self._descend(nodes, None, sums, finished, frozenset(pending)):
+            facts = {
+                among[n]: self._compared(among[n], mine[n].context, mine[n].continuation, sums.tokens(n))
+                for n in batch
+                if n in watch
+            }
+            pending -= set(batch)
+            held.append(Answered({among[n]: score for n, score in batch.items()}, facts))
+            if not pending:
+                yield from held
+                held = []
+        yield from held
+
+    def _scored_alone(self, request: _Request) -> LogLikelihood:
+        value, greedy = self._plain.scores(request.context, request.continuation)
+        return LogLikelihood(float(value.sum()), len(request.continuation), greedy, request.truncated)
 
     def _descend(
-        self, nodes: Sequence[Node], trunk: _Trunk | None, sums: _Sums, done: frozenset[int]
+        self, nodes: Sequence[Node], trunk: _Trunk | None, sums: _Sums, done: frozenset[int], ahead: frozenset[int]
     ) -> Iterator[dict[int, LogLikelihood]]:
-        """Computes sibling nodes batch by batch, and after each batch what comes after its nodes."""
+        """Computes sibling nodes batch by batch, and after each batch what comes after its nodes.
+
+        The batches on the way to the requests in `ahead` come first.
+        """
         width = trunk.width if trunk else 0
 
         def size(at: int) -> int:
@@ -605,7 +884,10 @@ class LanguageModel:
         inner = [at for at in sorted(rank, key=rank.__getitem__) if nodes[at].children]
         outer = [at for at in sorted(rank, key=rank.__getitem__) if not nodes[at].children]
         budget = self.tokens_per_batch
-        for chunk in (*_chunks(inner, size, budget, PADDING), *_chunks(outer, size, budget, PADDING)):
+        chunks = [*_chunks(inner, size, budget, PADDING), *_chunks(outer, size, budget, PADDING)]
+        if ahead:
+            chunks.sort(key=lambda chunk: not any(ahead.intersection(nodes[at].members) for at in chunk))
+        for chunk in chunks:
             members = {member for at in chunk for member in nodes[at].members}
             if done.issuperset(members):
                 continue
@@ -616,7 +898,7 @@ class LanguageModel:
             if below is not None:
                 children = [(row, child) for row, at in enumerate(chunk) for child in nodes[at].children]
                 parents = dataclasses.replace(below, parent={id(child): row for row, child in children})
-                yield from self._descend([child for _, child in children], parents, sums, done)
+                yield from self._descend([child for _, child in children], parents, sums, done, ahead)
 
     def _advance(self, nodes: Sequence[Node], trunk: _Trunk | None, sums: _Sums) -> _Trunk | None:
         """One forward over the tokens of the nodes; what their children go on from, if they have any."""
@@ -639,7 +921,7 @@ class LanguageModel:
                 longest - (nodes[row].end - at) if left else at - nodes[row].start
                 for row, at in zip(spots.row, spots.at, strict=True)
             ]
-            sums.add(spots, *_token_loglikelihoods(out.logits, spots.row, column, spots.target))
+            sums.add(spots, *token_loglikelihoods(out.logits, spots.row, column, spots.target))
         if not goes_on:
             return None
         return _Trunk(out.past_key_values, mask, ids.shape[1] + (trunk.width if trunk else 0), {})
@@ -654,6 +936,7 @@ class LanguageModel:
         sampling: Sampling | None,
         trunk: _Trunk | None = None,
         step: Callable[[], object] = lambda: None,
+        heard: Mapping[int, list[tuple[int, float]]] | None = None,
     ) -> list[tuple[list[int], Literal["stop", "end", "length"]]]:
         """New token ids of each row, with the reason to stop; rows that have stopped leave the batch.
 
@@ -665,7 +948,7 @@ class LanguageModel:
         room = max(p.max_new_tokens for p in prompts) + (LONGEST if drafts else 0)
         batch, logits = self._open(contexts, repeat, room, trunk, apart=drafts is not None)
         with self._attending(trunk):
-            return self._write(batch, logits, prompts, _Chooser(sampling, rows), drafts, step)
+            return self._write(batch, logits, prompts, _Chooser(sampling, rows), drafts, step, heard or {})
 
     def _open(
         self, contexts: Sequence[Sequence[int]], repeat: Sequence[int], room: int, trunk: _Trunk | None, *, apart: bool
@@ -686,7 +969,8 @@ class LanguageModel:
             (cache,) = caches
             if len(repeat) > len(contexts):  # several samples of one prompt: it has been read once
                 cache = rows_of_cache(cache, self._tensor(repeat), last=True)
-        return _Batch(cache, mask, position, self.window, room if apart else 0), logits[repeat][:, None]
+        window = min(self.window, self._plain.alike_up_to or self.window)
+        return _Batch(cache, mask, position, window, room if apart else 0), logits[repeat][:, None]
 
     def _attending(self, trunk: _Trunk | None) -> contextlib.AbstractContextManager[None]:
         """While open, rows also attend to the one beginning that is held for all, where it is."""
@@ -724,6 +1008,7 @@ class LanguageModel:
         choose: _Chooser,
         drafts: Drafts | None,
         step: Callable[[], object],
+        heard: Mapping[int, list[tuple[int, float]]],
     ) -> list[tuple[list[int], Literal["stop", "end", "length"]]]:
         """As `_continue`, once the prompts have been read; logits [rows, 1, vocabulary] of the next token."""
         written: list[list[int]] = [[] for _ in prompts]
@@ -734,11 +1019,14 @@ class LanguageModel:
         while True:
             said = zip(active, choose(logits, active).tolist(), strict=True)
             new = {at: accepted(tokens, proposed.get(at, [])) for at, tokens in said if at not in finish}
+            nats = {at: _nats(logits[n], new[at]) for n, at in enumerate(active) if at in heard and at in new}
             for which in range(max(map(len, new.values()))):
                 going = []
                 for at, tokens in new.items():
                     if at in finish or which >= len(tokens):
                         continue
+                    if at in heard:
+                        heard[at].append((tokens[which], nats[at][which]))
                     if tokens[which] in self._ends:
                         finish[at] = "end"
                         continue
@@ -875,12 +1163,12 @@ class LanguageModel:
 
         Recurrent states mostly allow neither; a sliding window forgets.
         """
-        out = self._forward(self._tensor([[0, 0]]), None, self._tensor([[0, 1]]), keep=1, use_cache=True)
         try:
+            out = self._forward(self._tensor([[0, 0]]), None, self._tensor([[0, 1]]), keep=1, use_cache=True)
             rows_of_cache(out.past_key_values, self._tensor([0, 0]), last=False)
-        except (AttributeError, IndexError, NotImplementedError, TypeError):
+            return True, all(type(layer).__name__ == "DynamicLayer" for layer in out.past_key_values.layers)
+        except Exception:  # whatever a model's own cache makes of it, the rows are not to be had
             return False, False
-        return True, all(type(layer).__name__ == "DynamicLayer" for layer in out.past_key_values.layers)
 
     def _probe_trunk(self) -> bool:
         """Whether rows that are written can share the keys and values of what all of them begin with."""
@@ -935,7 +1223,7 @@ class LanguageModel:
                         first = start[row] + written[row]
                         apart_by += (out.logits[row, :n] - plain[row, first : first + n]).abs().amax(-1).tolist()
                     batch.cache, written = out.past_key_values, [a + b for a, b in zip(written, stay, strict=True)]
-        except (BadInput, IndexError, RuntimeError, TypeError, ValueError):
+        except Exception:  # whatever a model makes of it, this way is not for it
             return False
         return bool(self._distance(apart_by) <= self.tolerance)
 
@@ -945,6 +1233,28 @@ class LanguageModel:
 
     # -- proof
 
+    def _settle(self) -> float:
+        """Finds the first way that works and gives what a plain forward gives; says how far it is from that.
+
+        What fails on the way down is given up. Raises BadInput where one text at a time cannot be computed either.
+        """
+        before = self._state()
+        trials = iter([names for names in LADDER if self._uses(names)])
+        while True:
+            try:
+                with self._aside():
+                    if self._writes_alone:
+                        self._plain.try_writing()
+                    return self._self_check()
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                if self._alone:
+                    why = f"this model cannot compute a text of a few tokens: {type(error).__name__}: {error}"
+                    raise error if isinstance(error, BadInput) else BadInput(why) from None
+            self._restore(before)
+            self.give_up(next(trials))
+
     def _self_check(self) -> float:
         """The largest difference between fast and plain log-likelihoods on a few requests of random tokens.
 
@@ -952,7 +1262,7 @@ class LanguageModel:
         """
         random = np.random.default_rng(0)
         vocabulary = min(int(self.model.config.get_text_config().vocab_size), len(self.tokenizer))
-        room = max(2, min(17, self.window - 8))
+        room = max(2, min(17, min(self.window, self._plain.alike_up_to or self.window) - 8))
 
         def tokens(n: int) -> tuple[int, ...]:
             return tuple(random.integers(0, vocabulary, n).tolist())
@@ -964,37 +1274,30 @@ class LanguageModel:
         for batch in self._score(requests, frozenset()):
             fast.update(batch)
         apart = [  # nats per token
-            abs(self._plain_loglikelihood(request) - fast[at].value) / len(request.continuation)
+            abs(self._scored_alone(request).value - fast[at].value) / len(request.continuation)
             for at, request in enumerate(requests)
         ]
         worst = self._distance(apart)  # a wrong cache or position shows in every request
-        advice = "; try prefix_sharing=False, or another attention or experts implementation"
         if not worst <= self.tolerance:
             raise CheckFailed(
                 f"the batched, cached log-likelihoods of this model differ from plain ones by {worst:.3g} nats "
-                f"per token (tolerance {self.tolerance:g}){advice}"
+                f"per token (tolerance {self.tolerance:g})"
             )
-        if not self._causal:
+        if not self._causal or self._writes_alone:
             return worst
         rows = [(n, 0) for n in range(len(contexts))]
         allowance = Prompt("", (), min(5, self.window - room))
         for context, (ids, _) in zip(contexts, self._continue(contexts, [allowance] * 3, rows, None), strict=True):
             if self._leaves_greedy_path(context, ids):
-                raise CheckFailed(f"cached generation of this model differs from plain greedy decoding{advice}")
+                raise CheckFailed("cached generation of this model differs from plain greedy decoding")
         return worst
-
-    @torch.inference_mode()
-    def _plain_loglikelihood(self, request: _Request) -> float:
-        ids = self._tensor([[*request.context, *request.continuation]])
-        logits = self.model(input_ids=ids[:, :-1]).logits[0].float()
-        scored = logits.log_softmax(-1)[len(request.context) - 1 :]
-        return float(scored.gather(1, ids[0, len(request.context) :, None]).sum())
 
     @torch.inference_mode()
     def _leaves_greedy_path(self, context: Sequence[int], written: Sequence[int]) -> bool:
         if not written:
             return False
-        logits = self.model(input_ids=self._tensor([[*context, *written[:-1]]])).logits[0, len(context) - 1 :].float()
+        ids = self._tensor([[*context, *written[:-1]]])
+        logits = self.model(input_ids=ids, use_cache=False).logits[0, len(context) - 1 :].float()
         chosen = logits.gather(1, self._tensor(list(written))[:, None])[:, 0]
         return bool((logits.max(-1).values - chosen > self.tolerance).any())
 
@@ -1013,7 +1316,7 @@ class _Chooser:
 
     def __call__(self, logits: Tensor, active: Sequence[int]) -> Tensor:
         """Token ids [active, tokens] from logits [active, tokens, vocabulary]; one token where they are drawn."""
-        _greatest(logits)
+        greatest_logit(logits)
         if self._sampling is None:
             return logits.argmax(-1)
         (logits,) = logits.unbind(1)
@@ -1049,54 +1352,14 @@ class _Chooser:
         return share.masked_fill(~((share > own) | ((share == own) & before)), 0.0).sum(-1)
 
 
-def _token_loglikelihoods(
-    logits: Tensor, row: Sequence[int], column: Sequence[int], target: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log-likelihood of each target token and whether it is the most likely, both [N].
-
-    `logits` [rows, columns, vocabulary] in any precision; the softmax is computed in fp32, once for every place that
-    targets look at.
-    """
-    columns, vocabulary = logits.shape[1:]
-    places, source = np.unique(np.asarray(row) * columns + np.asarray(column), return_inverse=True)  # [places], [N]
-    flat = logits.reshape(-1, vocabulary)
-    wanted = torch.as_tensor(np.asarray(target), device=logits.device)
-    order = np.argsort(source, kind="stable")  # targets by place
-    ends = np.searchsorted(source[order], np.arange(0, len(places), step := _places_at_once(logits.device, vocabulary)))
-    value = torch.empty(len(source), dtype=torch.float64)
-    best = torch.empty(len(source), dtype=torch.bool)
-    for start, (low, high) in zip(range(0, len(places), step), itertools.pairwise([*ends, len(source)]), strict=True):
-        here = places[start : start + step]
-        whole = here[-1] - here[0] + 1 == len(here)  # neighbours need no copy
-        scored = flat[here[0] : here[-1] + 1] if whole else flat[torch.as_tensor(here, device=logits.device)]
-        scored = scored.float()
-        greatest = _greatest(scored)
-        mine = order[low:high]
-        at = torch.as_tensor(source[mine] - start, device=logits.device)
-        token = wanted[torch.as_tensor(mine, device=logits.device)]
-        own = scored[at, token]
-        value[mine] = scored.log_softmax(-1)[at, token].double().cpu()
-        likely = (own == greatest[at]).nonzero()[:, 0]  # of equally likely tokens the first counts
-        found = torch.zeros(len(mine), dtype=torch.bool, device=logits.device)
-        found[likely] = scored[at[likely]].argmax(-1) == token[likely]
-        best[mine] = found.cpu()
-    return value.numpy(), best.numpy()
+def _only_token(choose: _Chooser, logits: Tensor) -> int:
+    return int(choose(logits, [0]))
 
 
-def _places_at_once(device: torch.device, vocabulary: int) -> int:
-    """How many places are scored in one step."""
-    return max(1, (SCORED_AT_ONCE if device.type == "cpu" else SCORED_AT_ONCE_ELSEWHERE) // vocabulary)
-
-
-def _greatest(logits: Tensor) -> Tensor:
-    """The greatest logit of each row; BadInput where it is no finite number, as it is where any is NaN or infinite."""
-    greatest = logits.amax(-1)
-    if not bool(greatest.isfinite().all()):
-        raise BadInput(
-            "the model's logits are not finite numbers (NaN or infinite): its weights are damaged or its precision "
-            "is too low"
-        )
-    return greatest
+def _nats(logits: Tensor, tokens: Sequence[int]) -> list[float]:
+    """Log-likelihoods of tokens by logits [as many or more, vocabulary]."""
+    value, _ = token_loglikelihoods(logits[None], [0] * len(tokens), range(len(tokens)), tokens)
+    return [float(nats) for nats in value]
 
 
 def _joined(scores: Sequence[LogLikelihood]) -> LogLikelihood:

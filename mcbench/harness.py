@@ -35,6 +35,7 @@ from mcbench.task import (
     require_window_room,
     score_choices,
 )
+from mcbench.witness import noted
 
 if TYPE_CHECKING:
     from mcbench.datasets import Rows
@@ -101,7 +102,7 @@ class DefinedTask(Task):
     def _choose(self, lm: LanguageModel, asked: Sequence[Asked], done: Collection[int]) -> Iterator[dict[int, Row]]:
         pairs = [[request.args for request in each.requests] for each in asked]
         for batch in score_choices(lm, pairs, done):
-            yield {at: self._choice_row(asked[at], scores) for at, scores in batch.items()}
+            yield {at: {**self._choice_row(asked[at], scores), **noted(batch, at)} for at, scores in batch.items()}
 
     def _choice_row(self, asked: Asked, scores: Sequence[Any]) -> Row:
         from mcbench.harness_model import metrics_of
@@ -127,7 +128,7 @@ class DefinedTask(Task):
     def _complete(self, lm: LanguageModel, asked: Sequence[Asked], done: Collection[int]) -> Iterator[dict[int, Row]]:
         prompts = self._prompts(lm, asked)
         for batch in lm.generate_batches(prompts, None, done):
-            yield {at: self._text_row(asked[at], completions[0]) for at, completions in batch.items()}
+            yield {at: {**self._text_row(asked[at], found[0]), **noted(batch, at)} for at, found in batch.items()}
 
     def _prompts(self, lm: LanguageModel, asked: Sequence[Asked]) -> list[Prompt]:
         """What is to be continued; BadInput for a definition that samples by itself."""
@@ -156,7 +157,7 @@ class DefinedTask(Task):
     def _read(self, lm: LanguageModel, asked: Sequence[Asked], done: Collection[int]) -> Iterator[dict[int, Row]]:
         texts = [each.requests[0].args[0] for each in asked]
         for batch in lm.text_batches(texts, getattr(self, "window", 0) or None, done):
-            yield {at: self._loss_row(asked[at], score) for at, score in batch.items()}
+            yield {at: {**self._loss_row(asked[at], score), **noted(batch, at)} for at, score in batch.items()}
 
     def _loss_row(self, asked: Asked, score: Any) -> Row:
         from mcbench.harness_model import metrics_of

@@ -29,14 +29,16 @@ from mcbench.task import (
     completions_of,
     identify,
     items_of,
-    keep_new,
     mean,
     pass_at_k,
     perplexity,
     require_prompt_room,
     require_window,
     require_window_room,
+    restarts_of,
 )
+from mcbench.witness import ROW as WITNESS
+from mcbench.witness import noted, summary
 
 if TYPE_CHECKING:
     from mcbench.evaluation import LanguageModel
@@ -266,7 +268,9 @@ class CodeTask(WrittenTask):
         file = SampleFile(completions_of(sink), self._completions_owner(lm.fingerprint, limit))
         rows = file.read()
         self._require_own(rows, items, file.path)
-        new = (row for batch in self._write(lm, items, frozenset(rows)) for row in keep_new(batch, rows, file))
+        if given_up := summary(rows.values()).get("given_up"):
+            lm.give_up(given_up)
+        new = self._keep(lm, self._write(lm, items, frozenset(rows)), rows, file)
         for at, row in track(new, len(items) - len(rows), self.name):
             rows[at] = row
         return f"generated, not run: `mcbench score {file.path}{self._named()}` runs them"
@@ -333,13 +337,16 @@ class CodeTask(WrittenTask):
                     "completions": [completion.text for completion in completions],
                     "tokens": [completion.tokens for completion in completions],
                     "truncated": max(completion.truncated for completion in completions),
+                    **noted(batch, at),
                 }
                 for at, completions in batch.items()
             }
 
     def _answer(self, lm: LanguageModel, items: Sequence[CodeItem], done: Collection[int]) -> Iterator[dict[int, Row]]:
+        restarts = restarts_of(lm)
         for batch in self._write(lm, items, done):
-            yield self._run({at: row for at, row in batch.items() if at not in done}, items)
+            again = restarts_of(lm) != restarts
+            yield self._run({at: row for at, row in batch.items() if again or at not in done}, items)
 
     def _run(self, batch: Mapping[int, Row], items: Sequence[CodeItem]) -> dict[int, Row]:
         """Runs the programs of all completions of a batch."""
@@ -356,7 +363,11 @@ class CodeTask(WrittenTask):
         passed = sum(outcome.status == "passed" for outcome in outcomes)
         share = pass_at_k(len(outcomes), passed, self.k)
         return {
-            **{key: written[key] for key in ("id", "group", "passage", "prompt", "completions") if key in written},
+            **{
+                key: written[key]
+                for key in ("id", "group", "passage", "prompt", "completions", WITNESS)
+                if key in written
+            },
             "statuses": [outcome.status for outcome in outcomes],
             "messages": [outcome.message for outcome in outcomes],
             "pass@k": share,
@@ -425,6 +436,7 @@ class PerplexityTask(ItemTask):
                     "words": window.words,
                     "bytes": window.bytes,
                     "truncated": 0,
+                    **noted(batch, at),
                 }
                 for at, window in batch.items()
             }

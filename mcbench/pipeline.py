@@ -346,6 +346,14 @@ class Answers:
     settings: dict[str, Any]
     isolation: str
     counts: PairCounts | None = None
+    given_up: tuple[str, ...] = ()
+
+    def fallbacks(self) -> tuple[str, ...]:
+        """What the evaluation did otherwise than it usually does, in sentences."""
+        return tuple(
+            f"{name}: given up in the evaluation, as it failed or gave other answers than a plain forward"
+            for name in self.given_up
+        )
 
 
 @dataclass(frozen=True)
@@ -391,8 +399,9 @@ class Exam:
             counter = None
             if policy is not None:
                 counter = _Counter(stack.enter_context(policy.applied(moe, identity)))
-            lm = language_model(moe, identity, policy)
+            lm = language_model(moe, identity, policy, counts=counter.counts if counter is not None else None)
             self.require_room(lm.window)
+            settings = lm.settings()  # as the fingerprint has them, whatever is given up on the way
             identity = lm.identity
             folder = self.place(moe, title, lm.fingerprint)
             scores = []
@@ -418,24 +427,33 @@ class Exam:
                 tuple(scores),
                 folder,
                 lm.fingerprint,
-                lm.settings(),
+                settings,
                 isolation,
                 counter.total if counter is not None else None,
+                tuple(lm.given_up),
             )
 
 
 def language_model(
-    moe: MoEModel, identity: str, policy: RoutingPolicy | None = None, *, check: bool = True
+    moe: MoEModel,
+    identity: str,
+    policy: RoutingPolicy | None = None,
+    *,
+    check: bool = True,
+    counts: PairCounts | None = None,
 ) -> LanguageModel:
-    """The model of that identity as the tasks see it, its fingerprint that of its record."""
+    """The model of that identity as the tasks see it, its fingerprint that of its record.
+
+    `counts` of the policy are left as they are by what is computed for comparison alone.
+    """
     with inner("starting the evaluation"):
         from mcbench.evaluation import LanguageModel
 
-    ways: dict[str, bool] = {}
+    ways: dict[str, Any] = {} if counts is None else {"aside": counts.aside}
     if policy is not None:
         identity = hashlib.sha256(f"{identity} {policy.key}".encode()).hexdigest()
         # what a policy skips is counted for every token computed
-        ways = {"prefix_sharing": policy.method.prefix_cacheable, "causal": policy.method.causal, "shortcuts": False}
+        ways |= {"prefix_sharing": policy.method.prefix_cacheable, "causal": policy.method.causal, "shortcuts": False}
     with inner("self-test"):
         return LanguageModel(moe.model, moe.tokenizer, identity=identity, check=check, **ways)
 
@@ -760,7 +778,7 @@ def _record(
         ),
         seed=seed,
         calibration=learnt.calibration,
-        fallbacks=learnt.fallbacks,
+        fallbacks=tuple(dict.fromkeys((*learnt.fallbacks, *before.fallbacks(), *after.fallbacks()))),
         baseline=before.fingerprint if after is not before else "",
         fingerprint=after.fingerprint,
         evaluation=after.settings,

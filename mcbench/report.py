@@ -11,6 +11,8 @@ from mcbench.overlap import DETAIL
 from mcbench.record import Record, Result, Routing
 from mcbench.suites import SuiteScore, headline, suite_means
 from mcbench.task import Scores
+from mcbench.witness import ROW as WITNESS
+from mcbench.witness import merged
 
 COLUMNS = 100  # fits a terminal, and a page when printed
 UNBROKEN = "\u00a0"  # a space at which no line is broken
@@ -287,6 +289,12 @@ def _facts(record: Record) -> Iterator[tuple[str, str]]:
     if record.stages:
         seconds = record.stages
         yield "time", _sum(((name, f"{t:.1f} s") for name, t in seconds.items()), f"{sum(seconds.values()):.1f} s")
+    if found := merged(result.details.get(WITNESS, {}) for result in record.results):
+        yield (
+            "witness",
+            f"{found['requests']} answers computed once more, alone and in the plain way: at most "
+            f"{found['nats_per_token']:.1e} nats a token apart (tolerance {found['tolerance']:.0e})",
+        )
     if record.isolation:
         yield "programs", f"run with {record.isolation}"
 

@@ -5,7 +5,8 @@ Letters in shapes: T tokens of one forward pass, K experts chosen for each, E ex
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -153,6 +154,16 @@ class PairCounts:
             self.tokens[phase] += int(choices.real.sum())
         if self.marks:
             self._by_modality(choices, choices.chosen if routed is None else routed.keep & choices.chosen)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What runs inside is not counted."""
+        counted = self.tables()
+        try:
+            yield
+        finally:
+            self.clear()
+            self.include(counted)
 
     def clear(self) -> None:
         """Starts again from nothing."""

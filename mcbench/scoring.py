@@ -58,6 +58,9 @@ class _Writer:
     path: Path
     tokenizer: ClassVar[Any] = SimpleNamespace(eos_token=None)
 
+    def give_up(self, names: Sequence[str]) -> None:
+        """It had done so already."""
+
     def generate_batches(self, prompts: Sequence[Any], sampling: Any, done: Collection[int]) -> Iterator[Any]:
         if len(done) < len(prompts):
             raise BadInput(

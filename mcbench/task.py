@@ -24,6 +24,8 @@ from mcbench.errors import BadInput
 from mcbench.items import Item
 from mcbench.progress import inner, track
 from mcbench.sealed import Damaged, Lines, note, read_lines
+from mcbench.witness import ROW as WITNESS
+from mcbench.witness import Answered, merged, sound, summary
 
 if TYPE_CHECKING:
     from mcbench.evaluation import LanguageModel, LogLikelihood
@@ -172,17 +174,32 @@ class Task:
             raise BadInput(f"{str(sink)!r} holds a sample {max(rows)}, and {self.name} has {expected}: move it away")
         if 0 < len(rows) < expected:
             note(f"{self.name}: {len(rows)} of {expected} samples are in {str(sink)!r} and kept; the others follow")
+        if given_up := summary(rows.values()).get("given_up"):  # as the run that answered them did
+            lm.give_up(given_up)
         written = self._written(lm, items, limit, sink)
         answers = itertools.chain(
             self._score({at: row for at, row in written.items() if at not in rows}, items),
             self._answer(lm, items, frozenset(rows).union(written)),
         )
-        new = (row for batch in answers for row in keep_new(batch, rows, file))
         with _naming(self.name):
-            for at, row in track(new, expected - len(rows), self.name):
+            for at, row in track(self._keep(lm, answers, rows, file), expected - len(rows), self.name):
                 rows[at] = row
         with inner(f"{self.name}: scores"):
             return self._scores([rows[at] for at in sorted(rows)], started, partial)
+
+    @staticmethod
+    def _keep(
+        lm: LanguageModel, answers: Iterable[dict[int, Row]], rows: dict[int, Row], file: SampleFile | None
+    ) -> Iterator[tuple[int, Row]]:
+        """The samples that are not known yet, kept first; all begin anew where the model answers all of them again."""
+        restarts = restarts_of(lm)
+        for batch in answers:
+            if restarts_of(lm) != restarts:
+                restarts = restarts_of(lm)
+                rows.clear()
+                if file:
+                    file.begin()
+            yield from keep_new(batch, rows, file)
 
     def require_data(self) -> None:
         """Raises BadInput where the items, or what is shown before them, cannot be had; it names all of that."""
@@ -304,7 +321,7 @@ class Task:
             partial=partial,
             truncated=sum(bool(row["truncated"]) for row in rows),
             skipped=skipped,
-            details={**self._details(rows), **self._data()},
+            details={**self._details(rows), **self._data(), **({WITNESS: found} if (found := summary(rows)) else {})},
         )
 
     def _data(self) -> dict[str, Any]:
@@ -313,9 +330,14 @@ class Task:
         return {"data": sources} if sources else {}
 
 
+def restarts_of(lm: LanguageModel) -> int:
+    """How often a model answered anew what it had answered; never, for what only reads answers from a file."""
+    return int(getattr(lm, "restarts", 0))
+
+
 def score_choices(
     lm: LanguageModel, items: Sequence[Sequence[tuple[str, str]]], done: Collection[int]
-) -> Iterator[dict[int, list[LogLikelihood]]]:
+) -> Iterator[Answered[list[LogLikelihood]]]:
     """The log-likelihood of every (context, choice) pair of each item, by the item's position, as items get complete.
 
     Items in `done` may be left out.
@@ -324,12 +346,16 @@ def score_choices(
     owner = [at for at, choices in enumerate(items) for _ in choices]
     start = [0, *itertools.accumulate(len(choices) for choices in items)]
     open_items: dict[int, dict[int, LogLikelihood]] = {}
+    facts: dict[int, dict[int, dict[str, Any]]] = {}
     finished = [n for n, at in enumerate(owner) if at in done]
     for batch in lm.loglikelihood_batches(pairs, finished):
         for n, score in batch.items():
             open_items.setdefault(owner[n], {})[n - start[owner[n]]] = score
+        for n, fact in batch.witness.items():
+            facts.setdefault(owner[n], {})[n] = fact
         full = [at for at in dict.fromkeys(owner[n] for n in batch) if len(open_items[at]) == len(items[at])]
-        yield {at: [score for _, score in sorted(open_items.pop(at).items())] for at in full}
+        scored = {at: [score for _, score in sorted(open_items.pop(at).items())] for at in full}
+        yield Answered(scored, {at: merged(facts.pop(at).values()) for at in full if at in facts})
 
 
 def require_prompt_room(task: Task, new_tokens: Iterable[int], window: int) -> None:
@@ -526,6 +552,8 @@ def unsound(row: Row) -> str:
             return f"{name} is {row[name]!r}, which counts nothing"
     if "loss" in row and not (isinstance(row["loss"], int | float) and row["loss"] >= -ROUNDING):
         return f"the loss is {row['loss']!r}"
+    if WITNESS in row and not sound(row[WITNESS]):
+        return f"the witness is {row[WITNESS]!r}"
     for one, other in PAIRED:
         if isinstance(row.get(one), list) and isinstance(row.get(other), list) and len(row[one]) != len(row[other]):
             return f"{one} and {other} are not as many"

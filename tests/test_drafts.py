@@ -131,7 +131,7 @@ def test_texts_are_those_written_one_token_after_another(architecture: str) -> N
 
 
 def test_a_text_that_repeats_itself_takes_few_forwards() -> None:
-    lm = LanguageModel(going_round(), tiny_tokenizer())
+    lm = LanguageModel(going_round(), tiny_tokenizer(), witness=False)
     widths = counted_forwards(lm)
     ((written,),) = lm.generate(["xyz a"], [], 60)
     assert written.text == (CYCLE * 9)[1:61] and written.tokens == 60 and written.finish == "length"
@@ -155,7 +155,7 @@ def test_a_text_stops_inside_a_guess_where_it_would_have_stopped(stop: str) -> N
 @pytest.mark.parametrize("allowed", [1, 2, 9, 30])
 def test_no_text_is_longer_than_allowed_nor_read_beyond_the_window(allowed: int) -> None:
     model = going_round()
-    lm = LanguageModel(model, tiny_tokenizer())
+    lm = LanguageModel(model, tiny_tokenizer(), witness=False)
     lm.window = 40
     seen: list[int] = []
     model.register_forward_pre_hook(
@@ -169,7 +169,7 @@ def test_no_text_is_longer_than_allowed_nor_read_beyond_the_window(allowed: int)
 
 
 def test_a_batch_with_guesses_is_no_larger_than_any_other() -> None:
-    lm = LanguageModel(going_round(), tiny_tokenizer(), tokens_per_batch=20)
+    lm = LanguageModel(going_round(), tiny_tokenizer(), tokens_per_batch=20, witness=False)
     widths = counted_forwards(lm)
     sizes: list[int] = []
     lm.model.register_forward_pre_hook(

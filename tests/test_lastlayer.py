@@ -59,11 +59,11 @@ def test_positions_that_are_read_have_the_logits_of_the_whole(architecture: str,
 
 def test_experts_of_the_last_layer_run_for_what_is_read_alone(seen: list[int]) -> None:
     moe = tiny_model("mixtral")
-    lm = LanguageModel(moe.model, moe.tokenizer)
+    lm = LanguageModel(moe.model, moe.tokenizer, witness=False)
     seen.clear()
     lm.loglikelihoods([("abcdefgh", "i")])
     assert seen == [8, 8, 1]
-    alone = LanguageModel(moe.model, moe.tokenizer, shortcuts=False)
+    alone = LanguageModel(moe.model, moe.tokenizer, shortcuts=False, witness=False)
     assert alone._last is None
     seen.clear()
     alone.loglikelihoods([("abcdefgh", "i")])
@@ -72,7 +72,7 @@ def test_experts_of_the_last_layer_run_for_what_is_read_alone(seen: list[int]) -
 
 def test_whoever_watches_or_prunes_the_experts_sees_every_token(seen: list[int]) -> None:
     moe = tiny_model("mixtral")
-    lm = LanguageModel(moe.model, moe.tokenizer)
+    lm = LanguageModel(moe.model, moe.tokenizer, witness=False)
     moe._layers[-1].experts.listening = True
     seen.clear()
     lm.loglikelihoods([("abcdefgh", "i")])
