@@ -52,8 +52,8 @@ COMPUTING = (
     "drafts", "device", "computed_by",
 )  # fmt: skip
 OWN_CODE = (
-    "attention", "caches", "drafts", "evaluation", "experts", "lastlayer", "model", "policy", "prefixes", "router",
-    "routing", "stand_in", "trunk",
+    "attention", "caches", "drafts", "evaluation", "experts", "lastlayer", "logits", "model", "plain", "policy",
+    "prefixes", "router", "routing", "stand_in", "trunk", "witness",
 )  # fmt: skip
 CACHE_SHARE = 8  # a cached token counts as this fraction of one that is computed when a batch is filled
 
