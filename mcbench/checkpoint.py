@@ -5,7 +5,7 @@
                         attention or shared linear `<linear>.weight.<width>.packed` and so on; all else under its name;
                         an empty tensor under the name of every packed weight, on whose shape a loader fails that does
                         not know these codes, instead of going on with random weights
-    compression.json    method, width of every expert, dtypes
+    compression.json    method, width of every expert, dtypes, the SHA-256 of every other file and of itself
     config.json         the model's own, with `quantization_config` naming mcbench
     tokenizer files     as the model had them
 
@@ -40,6 +40,7 @@ from mcbench.allocation import BitAllocation
 from mcbench.errors import BadInput
 from mcbench.experts import PROJECTIONS, find_experts
 from mcbench.quantization import QuantizedTensor
+from mcbench.sealed import content_digest, file_digest, note
 
 SCHEMA = 1
 WEIGHTS, COMPRESSION = "model.safetensors", "compression.json"
@@ -122,6 +123,41 @@ def is_compressed(folder: str | Path) -> bool:
     return (Path(folder) / COMPRESSION).is_file()
 
 
+def write_explained(folder: Path, explained: Mapping[str, Any]) -> None:
+    """Writes compression.json, with the SHA-256 of every file that is in the folder, and of what it says itself."""
+    files = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    whole = {**explained, "files": files}
+    text = json.dumps({**whole, "seal": content_digest(whole)}, indent=1) + "\n"
+    (folder / COMPRESSION).write_text(text, encoding="utf-8")
+
+
+def read_explained(folder: Path) -> dict[str, Any]:
+    """What compression.json says, once it and the files that it names are proven to be those that were written.
+
+    Raises BadInput where one of them was changed or is missing, OSError and ValueError where it cannot be read.
+    """
+    path = folder / COMPRESSION
+    explained: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if explained["schema"] > SCHEMA:
+        raise BadInput(f"{str(path)!r} is of schema {explained['schema']}; a newer mcbench reads it")
+    if "seal" not in explained and "files" not in explained:
+        note(f"the compressed model {str(folder)!r} was saved by an older mcbench, so its files cannot be proven")
+        return explained
+    seal = explained.pop("seal", None)
+    if seal != content_digest(explained):
+        raise BadInput(f"{str(path)!r} is damaged or was changed after it was written; save the model again")
+    for name, digest in explained["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise BadInput(f"the compressed model {str(folder)!r} is damaged or incomplete: there is no {name}")
+        if file_digest(file) != digest:
+            raise BadInput(
+                f"the compressed model {str(folder)!r} is damaged or incomplete: {name} was changed after it was "
+                "written; save the model again"
+            )
+    return explained
+
+
 def read_compressed(folder: str | Path) -> PreTrainedModel:
     """The model of such a folder with dequantised weights: bit for bit what was evaluated.
 
@@ -131,7 +167,7 @@ def read_compressed(folder: str | Path) -> PreTrainedModel:
 
     folder = Path(folder)
     try:
-        explained = json.loads((folder / COMPRESSION).read_text(encoding="utf-8"))
+        explained = read_explained(folder)
         model = _empty_model(folder, getattr(torch, explained["dtype"]))
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -189,8 +225,6 @@ def stacks(
 
 def _fill(model: PreTrainedModel, stored: dict[str, Tensor], explained: Mapping[str, Any]) -> None:
     """Puts every tensor of the file into the model; raises BadInput where one is missing or left over."""
-    if explained["schema"] > SCHEMA:
-        raise BadInput(f"it is of schema {explained['schema']}, newer than {SCHEMA}; a newer mcbench reads it")
     allocation, dtypes = BitAllocation.from_json(explained["allocation"]), explained["dtypes"]
     used: set[str] = set()
     state = model.state_dict()
@@ -256,7 +290,7 @@ class PackedLoader(HfQuantizer):
         (file,) = kwargs["checkpoint_files"]
         self.folder = Path(file).parent
         self.shapes: dict[str, tuple[torch.Size, torch.dtype]] = {}
-        explained = json.loads((self.folder / COMPRESSION).read_text(encoding="utf-8"))
+        explained = read_explained(self.folder)
         for name in explained["packed"]:
             owner, part = _owner(model, name)
             weight = owner._parameters[part]
@@ -273,7 +307,7 @@ class PackedLoader(HfQuantizer):
             owner, part = _owner(model, name)
             weight = torch.empty(shape, dtype=dtype, device=model.device)
             owner._parameters[part] = nn.Parameter(weight, requires_grad=False)
-        explained = json.loads((self.folder / COMPRESSION).read_text(encoding="utf-8"))
+        explained = read_explained(self.folder)
         with safe_open(self.folder / WEIGHTS, framework="pt") as opened:
             stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
         _fill(model, stored, explained)

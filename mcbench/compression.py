@@ -33,6 +33,7 @@ from mcbench.checkpoint import (
     is_compressed,
     narrowed,
     untied,
+    write_explained,
     write_weights,
 )
 from mcbench.errors import BadInput, CheckFailed
@@ -287,7 +288,6 @@ class CompressedModel:
             "packed": self._packed_parameters(),
             "groups": sorted({codes.group_size for codes in (*self.experts.values(), *self.linears.values())}),
         }
-        (folder / COMPRESSION).write_text(json.dumps(explained, indent=1) + "\n", encoding="utf-8")
         model.model.config.save_pretrained(folder)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config["quantization_config"] = {"quant_method": QUANT_METHOD, "schema": SCHEMA}
@@ -296,6 +296,7 @@ class CompressedModel:
             model.model.generation_config.save_pretrained(folder)
         if model.has_tokenizer:
             model.tokenizer.save_pretrained(folder)
+        write_explained(folder, explained)
 
 
 def require_place(folder: str | Path) -> Path:

@@ -495,7 +495,7 @@ class _Counter:
         if tables is None:
             return None
         if problem := self.counts.problem(tables):
-            raise Damaged.of(path, PAIRS, str(problem))
+            raise Damaged.of(path, PAIRS, problem)
         found: dict[str, Any] = tables
         return found
 

@@ -280,7 +280,7 @@ def _kept(folder: Path, method: Method, learnt_from: Mapping[str, Any] | None = 
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         problem = str(error) or type(error).__name__
     if problem:
-        raise Damaged.of(folder / DESCRIPTION, KIND, str(problem))
+        raise Damaged.of(folder / TABLES, KIND, problem)
     return policy
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from mcbench.allocation import BitAllocation, BitBudget, require_widths
 from mcbench.bounds import require_settings
 from mcbench.catalogue import models
-from mcbench.checkpoint import COMPRESSION, WEIGHTS, first_sentence, is_compressed, untied
+from mcbench.checkpoint import WEIGHTS, first_sentence, is_compressed, read_explained, untied
 from mcbench.composition import Composition, compose, defaults
 from mcbench.compression import uncompressed_sizes
 from mcbench.errors import BadInput, UnknownName
@@ -537,7 +537,7 @@ def cache_bytes(cache: Any) -> int:
 
 def packed_bytes(folder: Path, moe: MoEModel) -> tuple[dict[str, int], np.ndarray[Any, np.dtype[np.float64]]]:
     """Of a packed folder: bytes of its weights file by component, and [L, E] those of each routed expert."""
-    explained = json.loads((folder / COMPRESSION).read_text(encoding="utf-8"))
+    explained = read_explained(folder)
     widths = BitAllocation.from_json(explained["allocation"]).widths
     with (folder / WEIGHTS).open("rb") as file:
         size = int.from_bytes(file.read(8), "little")

@@ -160,7 +160,25 @@ def read_tensors(
         raise Damaged.of(path, kind, "it is cut short or no sealed safetensors file") from None
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, computed once while it does not change; OSError where it cannot be read."""
+    with path.open("rb") as file:
+        stamp = _stamp(os.fstat(file.fileno()))
+        if stamp not in _digests:
+            digest = hashlib.sha256()
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+            _digests[stamp] = digest.hexdigest()
+    return _digests[stamp]
+
+
+_digests: dict[tuple[int, ...], str] = {}  # of files as they were
 _seen: dict[tuple[int, ...], None] = {}  # files whose digest this process has found right, as they were then
+
+
+def _stamp(place: os.stat_result) -> tuple[int, ...]:
+    """What changes whenever a file does."""
+    return (place.st_dev, place.st_ino, place.st_size, place.st_mtime_ns, place.st_ctime_ns)
 
 
 def _proven(file: BinaryIO, place: os.stat_result) -> tuple[dict[str, Any], bool]:
@@ -170,7 +188,7 @@ def _proven(file: BinaryIO, place: os.stat_result) -> tuple[dict[str, Any], bool
         raise ValueError("no header is as long")
     head = json.loads(file.read(size))
     own: dict[str, Any] = json.loads(head["__metadata__"][_METADATA])
-    stamp = (place.st_dev, place.st_ino, place.st_size, place.st_mtime_ns, place.st_ctime_ns)
+    stamp = _stamp(place)
     if stamp not in _seen:
         digest = _open_digest(head)
         while chunk := file.read(CHUNK):

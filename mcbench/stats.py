@@ -209,7 +209,7 @@ class CalibrationStats:
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             problem = str(error) or type(error).__name__
         if problem:
-            raise Damaged.of(folder / DESCRIPTION, KIND, str(problem))
+            raise Damaged.of(folder / TABLES, KIND, problem)
         return stats
 
     def _problem(self) -> str:

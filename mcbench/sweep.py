@@ -27,19 +27,19 @@ from mcbench.catalogue import select_tasks
 from mcbench.composition import Composition, compose, defaults, method_strings, split
 from mcbench.datasets import data_folder
 from mcbench.errors import BadInput, CheckFailed, UnknownName
-from mcbench.files import write_whole
 from mcbench.pipeline import Bench, Clock, Exam, alone_in, language_model, source_digest
 from mcbench.progress import muted, track
 from mcbench.record import Record
 from mcbench.registry import looks_like_path, suggest
 from mcbench.report import aligned, bit_figure
+from mcbench.sealed import content_digest, note, read_json, write_json
 from mcbench.task import ALLOW
 
 if TYPE_CHECKING:
     from mcbench.task import Task
 
 JOURNAL = "sweep.json"
-SCHEMA = 1
+KIND = "sweep 2"  # what its journal says that it is
 POINTS = 9  # of a range without a number, as the papers have from 1.57 to 2.54
 MOST_CELLS = 100_000
 TRIED_ITEMS = 8  # of each task in all, for the estimate of a plan
@@ -461,19 +461,16 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.cells: dict[str, Outcome] = {}
-        if not path.exists():
-            return
+        self._answers: dict[str, str] = {}  # what the record of a cell that is done says
         try:
-            whole = json.loads(path.read_text(encoding="utf-8"))
-            if whole["schema"] > SCHEMA:
-                raise BadInput(f"{str(path)!r} is of schema {whole['schema']}, this mcbench knows up to {SCHEMA}")
-            self.cells = {key: Outcome(**outcome) for key, outcome in whole["cells"].items()}
+            kept = read_json(path, KIND) or {}
+            self.cells = {key: Outcome(**cell["outcome"]) for key, cell in kept.items()}
+            self._answers = {key: str(cell["answers"]) for key, cell in kept.items()}
             if not all(isinstance(text, str) for o in self.cells.values() for text in (o.cell, o.record, o.reason)):
                 raise TypeError
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            if isinstance(error, BadInput):
-                raise
-            raise BadInput(f"{str(path)!r} is damaged; delete it, the samples of the runs are kept") from None
+        except (BadInput, TypeError, KeyError, AttributeError) as error:
+            told = str(error) if isinstance(error, BadInput) else f"the sweep in {str(path)!r} is damaged"
+            raise BadInput(f"{told}; delete it, the samples of the runs are kept") from None
 
     def finished(self, key: str, tasks: Sequence[Task], *, allow_code_execution: bool = False) -> Outcome | None:
         """The outcome of a cell whose record is there and whole; None where it has to be run, again or at all.
@@ -493,6 +490,9 @@ class Journal:
             return None
         if [result.protocol for result in record.results] != [task.protocol for task in tasks]:
             return None
+        if _answers(record) != self._answers.get(key):
+            note(f"the record {str(path)!r} is not the one that {outcome.cell} gave, so the cell is run again")
+            return None
         if allow_code_execution and any(ALLOW in result.skipped for result in record.results):
             return None
         return dataclasses.replace(outcome, record=str(path))
@@ -501,8 +501,20 @@ class Journal:
         """Keeps the outcome, on disk before this returns."""
         where = str(Path(outcome.record).relative_to(self.path.parent)) if outcome.record else ""
         self.cells[key] = dataclasses.replace(outcome, record=where)
-        cells = {key: dataclasses.asdict(outcome) for key, outcome in self.cells.items()}
-        write_whole(self.path, (json.dumps({"schema": SCHEMA, "cells": cells}, indent=1) + "\n").encode())
+        self._answers[key] = _answers(Record.load(outcome.record)) if outcome.record else ""
+        kept = {
+            key: {"outcome": dataclasses.asdict(cell), "answers": self._answers[key]}
+            for key, cell in self.cells.items()
+        }
+        write_json(self.path, KIND, {}, kept)
+
+
+def _answers(record: Record) -> str:
+    """A digest of what a record says, its times and the machine left out: what a run gives once more."""
+    told = [(r.protocol, r.value, r.n, r.partial) for r in record.results]
+    return content_digest(
+        [record.method, record.seed, record.bits.asked, record.model.digest, record.fingerprint, repr(told)]
+    )
 
 
 # -- estimates

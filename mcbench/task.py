@@ -166,13 +166,14 @@ class Task:
         if skipped:
             return self._scores([], started, partial, skipped)
         file = SampleFile(sink, {"protocol": self.protocol, "model": lm.fingerprint, "limit": limit}) if sink else None
+        went_on = sink is not None and sink.exists()
         rows = file.read() if file else {}
         self._require_own(rows, items, sink)
         with _naming(self.name):
             expected = self._samples_expected(lm, items)
         if max(rows, default=0) >= expected:
             raise BadInput(f"{str(sink)!r} holds a sample {max(rows)}, and {self.name} has {expected}: move it away")
-        if 0 < len(rows) < expected:
+        if went_on and len(rows) < expected:
             note(f"{self.name}: {len(rows)} of {expected} samples are in {str(sink)!r} and kept; the others follow")
         if given_up := summary(rows.values()).get("given_up"):  # as the run that answered them did
             lm.give_up(given_up)
@@ -528,7 +529,7 @@ def _by_position(rows: Iterable[Row], path: Path) -> dict[int, Row]:
         elif reason := unsound(row):
             reason = f"in sample {at} {reason}"
         if reason:
-            raise Damaged.of(path, SAMPLES, str(reason))
+            raise Damaged.of(path, SAMPLES, reason)
         known[at] = row
     return known
 

@@ -51,3 +51,8 @@ def rewrite_tensors(path: Path, change: Callable[[dict[str, Any], dict[str, Any]
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     change(tensors, own)
     write_tensors(path, own["kind"], own["key"], tensors, own["content"])
+
+
+def cells(journal: Path) -> list[dict[str, Any]]:
+    """The outcomes in the journal of a sweep."""
+    return [cell["outcome"] for cell in json.loads(journal.read_text())["content"].values()]

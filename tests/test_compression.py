@@ -22,6 +22,7 @@ from tiny import (
 from transformers import AutoModelForCausalLM
 
 from mcbench.allocation import BitAllocation
+from mcbench.checkpoint import write_explained
 from mcbench.compression import COMPONENTS, CompressedModel, compress, load_compressed, uncompressed_sizes
 from mcbench.errors import BadInput, CheckFailed
 from mcbench.model import PROJECTIONS, MoEModel, load_model
@@ -329,8 +330,34 @@ def test_widths_that_do_not_fit_the_file_are_refused(packed: Path) -> None:
     explained = json.loads((packed / "compression.json").read_text())
     explained["allocation"]["widths"][1] = [4] * 6
     (packed / "compression.json").write_text(json.dumps(explained))
-    with pytest.raises(BadInput):
+    with pytest.raises(BadInput, match="was changed after it was written"):
         load_model(str(packed))
+    del explained["seal"], explained["files"]
+    (packed / "compression.json").unlink()
+    write_explained(packed, explained)
+    with pytest.raises(BadInput, match="has 1 matrices of 1 bits, 0 are allocated"):
+        load_model(str(packed))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "compression.json"])
+def test_a_packed_folder_whose_files_were_changed_is_refused_by_every_reader(packed: Path, name: str) -> None:
+    data = bytearray((packed / name).read_bytes())
+    at = data.rindex(b"1") if name.endswith("json") else len(data) - 5
+    data[at] ^= 1
+    (packed / name).write_bytes(data)
+    for read in (load_model, AutoModelForCausalLM.from_pretrained):
+        with pytest.raises(BadInput, match=f"{name}.* was changed after it was written"):
+            read(str(packed))
+
+
+def test_a_packed_folder_of_an_older_version_is_read_and_said_to_be_unproven(
+    packed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    explained = json.loads((packed / "compression.json").read_text())
+    del explained["seal"], explained["files"]
+    (packed / "compression.json").write_text(json.dumps(explained))
+    load_model(str(packed))
+    assert "so its files cannot be proven" in capsys.readouterr().err
 
 
 def test_a_newer_schema_is_refused(packed: Path) -> None:

@@ -14,7 +14,7 @@ from mcbench.errors import BadInput, UnknownName
 from mcbench.leaderboard import leaderboard
 from mcbench.page import item_ids
 from mcbench.profiling import profile
-from mcbench.sweep import Journal, read_grid
+from mcbench.sweep import Journal, Outcome, read_grid
 from mcbench.versus import compare
 
 
@@ -80,12 +80,12 @@ def test_a_record_names_samples_beside_it_alone(tmp_path: Path, name: str) -> No
 
 
 def test_a_journal_leads_to_no_record_outside_its_folder(tmp_path: Path) -> None:
-    sample_record(results=()).save(tmp_path / "elsewhere" / "record.json")
-    (tmp_path / "out").mkdir()
     path = tmp_path / "out" / "sweep.json"
-    for where, found in (("../elsewhere/record.json", False), ("record.json", True)):
-        sample_record(results=()).save(tmp_path / "out" / "record.json")
-        path.write_text('{"schema": 1, "cells": {"k": {"cell": "c", "state": "done", "record": "' + where + '"}}}')
+    path.parent.mkdir()
+    for where, found in (("../elsewhere", False), (".", True)):
+        record = path.parent / where / "record.json"
+        sample_record(results=()).save(record)
+        Journal(path).note("k", Outcome("c", "done", str(record)))
         assert (Journal(path).finished("k", ()) is not None) == found
 
 

@@ -294,7 +294,7 @@ def test_samples_that_were_edited_are_refused(model: Path, tmp_path: Path, capsy
     capsys.readouterr()
     (path,) = tmp_path.rglob("mini-piqa*.jsonl")
     path.write_text(path.read_text().replace('"index": 1', '"index": 7'))
-    assert "is none of 'mini-piqa'" in refused(capsys, *asked, "--quiet")
+    assert "line 3 is not as it was written; move it away to begin anew" in refused(capsys, *asked, "--quiet")
 
 
 def test_a_full_disk_ends_a_run_in_one_sentence(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sealing import cells
 from tiny import tiny_folder, tiny_text
 
 from mcbench.activations import Activations
@@ -215,7 +216,7 @@ def test_a_sweep_whose_process_is_killed_goes_on(
         ) as going:
             while going.poll() is None:
                 journal = tmp_path / JOURNAL
-                if journal.is_file() and len(json.loads(journal.read_text())["cells"]) >= finished:
+                if journal.is_file() and len(cells(journal)) >= finished:
                     going.kill()
                 time.sleep(0.01)
         kills += going.returncode == -signal.SIGKILL
@@ -251,7 +252,7 @@ def test_a_cell_that_fails_is_noted_and_the_rest_go_on(
     assert main([*arguments, "--out", str(tmp_path / "runs")]) == 1
     shown = capsys.readouterr().out
     assert "RuntimeError: no bits left" in shown and "3 done" in shown and "1 failed" in shown
-    kept = json.loads((tmp_path / "runs" / JOURNAL).read_text())["cells"].values()
+    kept = cells(tmp_path / "runs" / JOURNAL)
     assert [c["reason"] for c in kept if c["state"] == "failed"] == ["RuntimeError: no bits left"]
     (tmp_path / "breaks.py").write_text(BREAKS.replace("asked < 2", "asked < 1"))
     assert main([*arguments, "--out", str(tmp_path / "runs")]) == 0  # what failed is tried again
@@ -405,9 +406,30 @@ def test_a_grid_without_a_cell_that_can_be_run_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [("{", "damaged"), ("[]", "damaged"), ('{"schema": 9, "cells": {}}', "schema 9")]
+    ("text", "reason"),
+    [
+        ("{", "cut short"),
+        ("[]", "cut short"),
+        ('{"schema": 9, "cells": {}}', "delete it, the samples of the runs are kept"),
+    ],
 )
 def test_a_damaged_journal_is_named(settings: dict[str, Any], tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / JOURNAL).write_text(text)
     with pytest.raises(BadInput, match=reason):
         sweep(grid(settings), out=tmp_path)
+
+
+def test_the_record_of_another_cell_is_not_taken_for_that_of_a_cell(
+    swept: tuple[tuple[Outcome, ...], Path],
+    settings: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    outcomes, out = swept
+    shutil.copytree(out, tmp_path / "runs")
+    first, second = (o for o in outcomes if o.cell.startswith("pmq+gptq") and o.cell.endswith("seed 0"))
+    mine, other = (tmp_path / "runs" / Path(o.record).relative_to(out) for o in (first, second))
+    shutil.copy(other, mine)
+    again = sweep(grid(settings, methods=("pmq",), seeds=(0,)), out=tmp_path / "runs")
+    assert f"the record {str(mine)!r} is not the one that {first.cell} gave" in capsys.readouterr().err
+    assert records(again).items() <= records(outcomes).items()

@@ -304,11 +304,11 @@ def test_samples_of_another_model_protocol_or_limit_are_refused(tmp_path: Path) 
     file = tmp_path / "samples.jsonl"
     Colours().evaluate(language_model(), sink=file)
     before = file.read_bytes()
-    with pytest.raises(BadInput, match="samples of another model"):
+    with pytest.raises(BadInput, match="the samples in .* belongs to another model; move it away"):
         Colours().evaluate(language_model(1), sink=file)
-    with pytest.raises(BadInput, match="samples of another protocol"):
+    with pytest.raises(BadInput, match="the samples in .* belongs to another protocol; move it away"):
         Colours(count=5).evaluate(language_model(), sink=file)
-    with pytest.raises(BadInput, match="samples of another limit"):
+    with pytest.raises(BadInput, match="the samples in .* belongs to another limit; move it away"):
         Colours().evaluate(language_model(), sink=file, limit=3)
     assert file.read_bytes() == before
 
