@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from mcbench import __version__
-from mcbench.bounds import require_settings
+from mcbench.bounds import require_settings, shown
 from mcbench.datasets import FOLDER_VARIABLE
 from mcbench.errors import BadInput, CheckFailed, NotInstalled, UnknownName
 from mcbench.files import write_whole
@@ -42,7 +43,15 @@ ANSWER_SECONDS = 20.0  # for a cluster to say that it is there
 NODE_SECONDS = 120.0  # for a node with enough resources to come back where the last one was lost
 LOOK_SECONDS = 1.0  # between two looks at which nodes are alive
 LEAVE_SECONDS = 10.0  # for idle workers to clean up
+LOOPBACK = "127.0.0.1"
+CLUSTERS_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # Ray's own; it holds on every system
 STORE_BYTES = 256 * 2**20  # of Ray's object store on this machine: records and samples pass through it, weights do not
+
+LARGEST_FILE = 2**31  # bytes of one file that comes back
+MOST_FILES = 10_000
+# what a run writes: one folder, one file in it; neither hidden nor a way up
+_NAME = r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,250}"
+_FILE = re.compile(rf"{_NAME}/{_NAME}\.jsonl?")
 
 Files = Mapping[str, bytes]  # by path under an output folder
 
@@ -85,6 +94,8 @@ class RayEngine:
         if ray.is_initialized():
             raise BadInput("this process is connected to Ray already; call ray.shutdown() first")
         with ExitStack() as stack:
+            if not self.address:
+                stack.enter_context(on_loopback())
             stack.callback(ray.shutdown)
             self._connect()
             if not (nodes := _nodes()):
@@ -102,7 +113,7 @@ class RayEngine:
             require_answer(self.address)
         usual: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if not self.address:
-            usual |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
+            usual |= {"_node_ip_address": LOOPBACK, "include_dashboard": False, "object_store_memory": STORE_BYTES}
         try:
             ray.init(address=self.address or "local", **usual)
         except (Exception, SystemExit) as error:  # Ray ends the process where it meets no cluster
@@ -226,6 +237,8 @@ class RayWorker:
         """When each file of the runs was last written, and its size."""
         found = {}
         for path in self._out.glob("*/*"):
+            if path.name.startswith(".") or not path.is_file():
+                continue
             state = path.stat()
             found[str(path.relative_to(self._out))] = (state.st_mtime_ns, state.st_size)
         return found
@@ -283,6 +296,8 @@ class Fleet:
                 yield place, Outcome(self._survey.planned[place].cell, "failed", reason=answer.reason)
                 continue
             outcome, files = answer
+            require_files(files)
+            require_outcome(outcome, files, self._survey.planned[place].cell)
             self._write(files)
             record = str(self.out / outcome.record) if outcome.record else ""
             yield place, dataclasses.replace(outcome, record=record)
@@ -310,7 +325,8 @@ class Fleet:
         return files
 
     def _write(self, files: Files) -> None:
-        """Records after the samples that they name."""
+        """Records after the samples that they name; BadInput for what no worker of ours sends."""
+        require_files(files)
         for name in sorted(files, key=lambda name: (Path(name).name == FILE_NAME, name)):
             write_whole(self.out / name, files[name])
 
@@ -388,6 +404,44 @@ class Fleet:
         if engine.memory_gb:
             options["memory"] = int(engine.memory_gb * 1e9)
         return ray.remote(RayWorker).options(**options).remote(self.job, engine.cpus)
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Ray that is started inside listens on this machine alone, so that nobody else can reach what it runs.
+
+    Ray replaces a loopback address by that of the network, except where clusters are switched off.
+    """
+    from ray._private import ray_constants
+
+    before, allowed = os.environ.get(CLUSTERS_VARIABLE), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[CLUSTERS_VARIABLE], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = allowed
+        os.environ.pop(CLUSTERS_VARIABLE)
+        if before is not None:
+            os.environ[CLUSTERS_VARIABLE] = before
+
+
+def require_files(files: object) -> None:
+    """Raises BadInput unless these are files of runs by name: a folder, a file in it, nothing above or beside them."""
+    if not isinstance(files, Mapping) or len(files) > MOST_FILES:
+        raise BadInput("a worker sent something else than the files of a run; give all nodes the same mcbench")
+    for name, content in files.items():
+        if not isinstance(name, str) or not isinstance(content, bytes) or not _FILE.fullmatch(name):
+            raise BadInput(f"a worker sent a file {shown(name)}, which no run writes; give all nodes the same mcbench")
+        if len(content) > LARGEST_FILE:
+            raise BadInput(f"a worker sent {shown(name)} with {len(content):,} bytes; {LARGEST_FILE:,} are the most")
+
+
+def require_outcome(outcome: object, files: Files, cell: str) -> None:
+    """Raises BadInput unless the outcome is of that cell, and names a record among the files that came with it."""
+    if not isinstance(outcome, Outcome) or outcome.cell != cell or outcome.state not in ("done", "failed"):
+        raise BadInput(f"a worker answered for another cell than {cell}; give all nodes the same mcbench")
+    if outcome.state == "done" and (Path(outcome.record).name != FILE_NAME or outcome.record not in files):
+        raise BadInput(f"a worker sent no record of {cell}; give all nodes the same mcbench")
 
 
 def host_and_port(address: str) -> tuple[str, int]:

@@ -26,7 +26,16 @@ from mcbench.catalogue import select_tasks
 from mcbench.cli import main
 from mcbench.errors import BadInput, NotInstalled
 from mcbench.pipeline import Exam
-from mcbench.ray_engine import Fleet, Job, RayEngine, RayWorker, require_answer
+from mcbench.ray_engine import (
+    Fleet,
+    Job,
+    RayEngine,
+    RayWorker,
+    on_loopback,
+    require_answer,
+    require_files,
+    require_outcome,
+)
 from mcbench.record import Record
 from mcbench.store import ExpertStore
 from mcbench.sweep import JOURNAL, Grid, Outcome, sweep
@@ -355,10 +364,10 @@ def test_room_is_counted_node_by_node() -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--engine", "ray", "--cpus", "0"], "at least 1 cpu"),
+        (["--engine", "ray", "--cpus", "0"], "the cpus must lie between 1 and 4,096, not"),
         (["--engine", "ray", "--gpus", "1.5"], "a whole number or a share of one"),
-        (["--engine", "ray", "--gpus", "nan"], "a whole number or a share of one"),
-        (["--engine", "ray", "--memory", "-1"], "a number of GB"),
+        (["--engine", "ray", "--gpus", "nan"], "the gpus must lie between"),
+        (["--engine", "ray", "--memory", "-1"], "the memory in GB must lie between"),
         (["--engine", "ray", "--ray-address", "ray://head:10001"], "host:port"),
         (["--engine", "ray", "--ray-address", " "], "address is empty"),
         (["--cpus", "2"], "add --engine ray"),
@@ -389,3 +398,63 @@ def test_without_ray_the_usual_engine_sweeps(
     monkeypatch.setitem(sys.modules, "ray", None)
     (outcome,) = sweep(Grid(("uniform+rtn",), expert_bits=(2.0,), **settings), out=tmp_path)
     assert outcome.state == "done"
+
+
+@with_ray
+def test_ray_on_this_machine_listens_on_loopback_alone() -> None:
+    psutil = pytest.importorskip("psutil", reason="psutil says which ports are open")
+    ray = pytest.importorskip("ray")
+    us = psutil.Process()
+
+    def listening() -> set[tuple[str, int]]:
+        processes = (us, *us.children(recursive=True))
+        return {c.laddr for p in processes for c in p.net_connections() if c.status == "LISTEN"}
+
+    before = listening()  # the cluster of other tests is made to be reached
+    with on_loopback():
+        RayEngine()._connect()
+        try:
+            opened = listening() - before
+        finally:
+            ray.shutdown()
+    assert opened and {ip.removeprefix("::ffff:") for ip, _ in opened} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/etc/passwd", "../up.json", "a/../b.json", "a/b/c.json", "record.json", "a/.hidden.json", ".a/b.json", "a/b.py",
+     "a/b.json/", "a\\..\\b/c.json", "a/\x00.json", "a/b\n.json", "", f"a/{'b' * 300}.json", 5],
+)  # fmt: skip
+def test_only_files_that_a_run_writes_are_taken_from_a_worker(name: Any, tmp_path: Path) -> None:
+    fleet = Fleet(
+        RayEngine(), Job.of(Grid(("none",)), Exam((), tmp_path, None, False), shared=False), tmp_path / "runs"
+    )
+    with pytest.raises(BadInput, match="a worker sent"):
+        fleet._write({"run/record.json": b"{}", name: b"x"})
+    assert not list(tmp_path.rglob("*.json"))
+    fleet._write({"run 1/record.json": b"{}", "run 1/mini-piqa@1234abcd.pairs.json": b"{}"})
+    assert len(list(tmp_path.rglob("*.json"))) == 2
+
+
+def test_what_else_a_worker_may_not_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_engine, "LARGEST_FILE", 3)
+    for files in (
+        {"a/b.json": b"1234"},
+        {"a/b.json": "text"},
+        ["a/b.json"],
+        {f"a/{n}.json": b"" for n in range(10_001)},
+    ):
+        with pytest.raises(BadInput, match="a worker sent"):
+            require_files(files)
+    done = Outcome("cell", "done", record="a/record.json")
+    require_outcome(done, {"a/record.json": b""}, "cell")
+    require_outcome(Outcome("cell", "failed", reason="it did"), {}, "cell")
+    for wrong, files in (
+        (dataclasses.replace(done, record="/etc/record.json"), {"a/record.json": b""}),
+        (dataclasses.replace(done, record=""), {}),
+        (dataclasses.replace(done, record="a/other.json"), {"a/other.json": b""}),
+        (dataclasses.replace(done, cell="another"), {"a/record.json": b""}),
+        ("done", {}),
+    ):
+        with pytest.raises(BadInput, match="a worker"):
+            require_outcome(wrong, files, "cell")
