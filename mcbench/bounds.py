@@ -80,7 +80,7 @@ def require_settings(**values: object) -> None:
     """Raises BadInput for the first of these settings that is out of its bounds; None is one that nobody set."""
     for name, value in values.items():
         if value is not None:
-            SETTINGS[name].require(value, f"the {name.replace('_', ' ')}")
+            SETTINGS[name].require(value, f"the {name.replace('_gb', ' in GB').replace('_', ' ')}")
 
 
 def require_bounds(made: Any, name: str) -> None:

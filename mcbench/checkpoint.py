@@ -39,11 +39,12 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from mcbench.allocation import BitAllocation
 from mcbench.errors import BadInput
 from mcbench.experts import PROJECTIONS, find_experts
+from mcbench.files import PACKED
 from mcbench.quantization import QuantizedTensor
 from mcbench.sealed import content_digest, file_digest, note
 
 SCHEMA = 1
-WEIGHTS, COMPRESSION = "model.safetensors", "compression.json"
+WEIGHTS, COMPRESSION = "model.safetensors", PACKED
 QUANT_METHOD = "mcbench"
 FIELDS = ("packed", "scale", "offset")
 

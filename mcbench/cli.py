@@ -260,6 +260,8 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _profile(options: argparse.Namespace) -> int:
+    if options.record is None:
+        _require_profile(options)
     from mcbench.profiling import profile
     from mcbench.speed import profile_table
 
@@ -270,6 +272,24 @@ def _profile(options: argparse.Namespace) -> int:
     found = profile(**asked, widths=_widths(options.widths), quiet=quiet, command=_command_line())
     print(found.to_json() if options.json else profile_table(found))
     return DONE
+
+
+def _require_profile(options: argparse.Namespace) -> None:
+    """Refuses what can be refused before torch is imported."""
+    from mcbench.composition import defaults
+    from mcbench.inputs import require_device
+    from mcbench.pipeline import composed, require_sources
+    from mcbench.speed import read_grid
+
+    if options.grid is not None:
+        read_grid(options.grid)
+    for name in ("method", "model"):
+        if (value := getattr(options, name)) is not None and not value.strip():
+            raise BadInput(f"{name} is empty; leave it out or name one")
+    require_settings(**{name: getattr(options, name) for name in ("samples", "length", "repeats", "warmup")})
+    require_sources(options.model or defaults()["model"], options.dtype, options.calibration)
+    composed(options.method or "none", options.bits, options.expert_bits, _widths(options.widths), options.seed or 0)
+    require_device(options.device)
 
 
 def _leaderboard(options: argparse.Namespace) -> int:

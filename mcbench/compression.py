@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ from mcbench.checkpoint import (
     write_weights,
 )
 from mcbench.errors import BadInput, CheckFailed
+from mcbench.inputs import require_place
 from mcbench.model import PROJECTIONS, MoEModel, load_model
 from mcbench.quantization import QuantizedTensor, concatenate
 
@@ -297,25 +297,6 @@ class CompressedModel:
         if model.has_tokenizer:
             model.tokenizer.save_pretrained(folder)
         write_explained(folder, explained)
-
-
-def require_place(folder: str | Path) -> Path:
-    """The folder, where a compressed model can be written to it; BadInput for what is there already or cannot be.
-
-    It has to be new, empty, or an earlier compressed model, and no link.
-    """
-    place = Path(folder).absolute()
-    if not place.name or place.is_symlink():
-        raise BadInput(f"{str(folder)!r} is no name for a new folder; choose one")
-    try:
-        if place.exists() and not is_compressed(place) and (not place.is_dir() or any(place.iterdir())):
-            raise BadInput(f"{str(folder)!r} holds something else; choose a new folder for the compressed model")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=place.parent) as probe:
-            probe.write(b"\0")
-    except OSError as error:
-        raise BadInput(f"{str(folder)!r} cannot be written: {error.strerror}") from None
-    return place
 
 
 def uncompressed_sizes(model: MoEModel) -> Sizes:

@@ -13,7 +13,6 @@ from mcbench.bounds import require_settings
 from mcbench.errors import BadInput, UnknownName
 from mcbench.leaderboard import Table, find_records, sheet, tabulate_records
 from mcbench.page import Line, Sheet, read_significance, series
-from mcbench.reference.curve import drawing
 from mcbench.registry import suggest
 
 if TYPE_CHECKING:
@@ -136,6 +135,8 @@ def _draw_tradeoff(shown: Sheet, lines: Sequence[Line], score: str, out: Path) -
     known = [(line, bits, value) for line, bits, value in points if bits is not None and value is not None]
     if not known:
         raise BadInput(f"no run here has the score {head.title!r}")
+    from mcbench.reference.curve import drawing
+
     with drawing(out, 6.0, 4.0) as canvas:
         axes = canvas.subplots()
         names = sorted({series(line.record) for line in lines})
@@ -253,6 +254,8 @@ def heat_maps(
     across = 1 if experts > 16 else min(2, len(panels))
     down = -(-len(panels) // across)
     wide, high = max(2.6, 0.36 * min(experts, 40)), max(0.8, 0.26 * min(layers, 48))
+    from mcbench.reference.curve import drawing
+
     with drawing(out, across * (wide + 0.7), down * (high + 0.85)) as canvas:
         import matplotlib
         from matplotlib.colors import BoundaryNorm, Normalize

@@ -86,6 +86,9 @@ def _require_printable(text: str) -> None:
         raise ValueError(f"{printable(text)[:60]!r} holds the control character U+{ord(found[0]):04X}")
 
 
+PACKED = "compression.json"  # marks the folder of a compressed model
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file that is complete or absent, also after a crash: a neighbour, flushed to disk, then renamed.
 

@@ -23,6 +23,7 @@ from mcbench.composition import METHODS, Composition, Part, compose, defaults
 from mcbench.datasets import data_folder
 from mcbench.errors import BadInput, require_all
 from mcbench.files import require_writable
+from mcbench.inputs import require_calibration, require_device, require_dtype, require_model, require_place
 from mcbench.method import decisions
 from mcbench.progress import inner, muted, stage, track
 from mcbench.record import FILE_NAME, Record, Result
@@ -91,25 +92,62 @@ def run(
     for name, value in {"method": method, "tasks": tasks, "model": model, "out": out, "save": save}.items():
         if value is not None and not str(value).strip():
             raise BadInput(f"{name} is empty; leave it out or name one")
-    require_settings(bits=bits, expert_bits=expert_bits, seed=seed, samples=samples, length=length, limit=limit)
-    require_widths(widths)
-    composition = compose(defaults()["method"] if method is None else method, seed=seed)
-    if not composition.compresses and (bits, expert_bits, save) != (None, None, None):
-        raise BadInput(
-            f"{composition.asked!r} compresses nothing, so it takes neither a budget nor a folder to save in"
-        )
+    require_settings(samples=samples, length=length, limit=limit)
+    model = defaults()["model"] if model is None else model
+    require_sources(model, dtype, calibration)
+    composition = composed(defaults()["method"] if method is None else method, bits, expert_bits, widths, seed)
+    if save is not None and not composition.compresses:
+        raise BadInput(f"{composition.asked!r} compresses nothing, so there is nothing to save")
     chosen = select_tasks(defaults()["tasks"] if tasks is None else tasks)
     exam = Exam(chosen, Path(out), limit, allow_code_execution, execute)
     clock = Clock()
     with muted(quiet), data_folder(data_dir), alone_in(Path(out)):
         if save is not None:
-            _require_place(save)
+            require_place(save)
+        require_device(device)
         with clock.stage("load"):
             exam.require_data()
-            bench = Bench.load(defaults()["model"] if model is None else model, dtype, device, exam)
+            bench = Bench.load(model, dtype, device, exam)
             budget = bench.budget(composition, bits, expert_bits, tuple(widths))
             data = bench.data(calibration, samples, length, seed) if composition.calibrates else None
         return bench.run(composition, budget, data, clock, seed=seed, save=save, command=command)[0]
+
+
+def composed(
+    method: str, bits: float | None, expert_bits: float | None, widths: Sequence[int], seed: int
+) -> Composition:
+    """The methods of a method string, with a budget where they need one; nothing heavy is imported for it.
+
+    Raises UnknownName and BadInput for what no model could make good.
+    """
+    require_settings(bits=bits, expert_bits=expert_bits, seed=seed)
+    composition = compose(method, seed=seed)
+    require_budget(composition, bits, expert_bits, widths)
+    return composition
+
+
+def require_budget(
+    composition: Composition, bits: float | None, expert_bits: float | None, widths: Sequence[int]
+) -> None:
+    """Raises BadInput unless there is one budget where weights are compressed, and none where they are not."""
+    require_widths(widths)
+    if not composition.compresses and (bits, expert_bits) != (None, None):
+        raise BadInput(f"{composition.asked!r} compresses nothing, so it takes no budget; name another method")
+    if bits is not None and expert_bits is not None:
+        raise BadInput("give the budget as bits (the papers' label) or as expert_bits, not both")
+    if composition.compresses and bits is None and expert_bits is None:
+        raise BadInput(
+            f"{composition.asked!r} needs a budget: --bits, the average as the papers label it (such as 2.05), or "
+            f"--expert-bits, from {min(widths)} to {max(widths)}"
+        )
+
+
+def require_sources(model: str, dtype: str, calibration: str | Path | None) -> None:
+    """Raises BadInput and UnknownName for a model or text that cannot be there, before anything is read."""
+    require_dtype(dtype)
+    require_model(model)
+    if calibration is not None:
+        require_calibration(calibration)
 
 
 class Bench:
@@ -560,11 +598,6 @@ def _budget(
     if not moe.is_moe:
         raise BadInput(f"{moe.name!r} has no experts to compress; use the method 'none' for a dense model")
     count = moe.weight_count()
-    if bits is not None and expert_bits is not None:
-        raise BadInput("give the budget as bits (the papers' label) or as expert_bits, not both")
-    if bits is None and expert_bits is None:
-        low, high = (count.label(width) for width in (min(widths), max(widths)))
-        raise BadInput(f"{composition.asked!r} needs a budget: --bits from {low:.2f} to {high:.2f}, or --expert-bits")
     if bits is not None:
         budget = BitBudget.from_label(bits, count, widths)
     else:
@@ -614,12 +647,6 @@ def _compress(
     return Compressed(
         allocation, sizes, identity, compressed.expert_bytes(), budget, calibration, fallbacks
     ), compressed
-
-
-def _require_place(save: str | Path) -> None:
-    from mcbench.compression import require_place
-
-    require_place(save)
 
 
 def _unchanged(moe: MoEModel) -> Compressed:

@@ -12,9 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-from torch import Tensor
-
 from mcbench.bounds import Between, Layers, Share
 from mcbench.errors import BadInput
 from mcbench.method import Method
@@ -31,6 +28,8 @@ from mcbench.sealed import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mcbench.model import MoEModel
     from mcbench.text import CalibrationData
 
@@ -84,6 +83,8 @@ class ThresholdPolicy(Method):
 
     def learn(self, model: MoEModel, data: CalibrationData) -> Learnt:
         """The threshold [L, K] of each layer and rank, minus infinity where nothing is dropped."""
+        import torch
+
         if self.skip is not None:
             return self._solve(model, data, self.skip)
         facts: dict[str, Any] = {}
@@ -184,6 +185,8 @@ class ProtectingPolicy(ThresholdPolicy):
 
 def weight_ratio(choices: Choices) -> Tensor:
     """[T, K] each weight divided by the greatest of its token; nothing runs where the router chose nothing."""
+    import torch
+
     weight = choices.weight.float()
     return weight / weight[:, :1].clamp(min=torch.finfo(weight.dtype).tiny)
 
@@ -204,6 +207,8 @@ class RoutingPolicy:
     @property
     def key(self) -> str:
         """SHA-256 of all that decides what it does."""
+        import torch
+
         digest = hashlib.sha256(f"{self.name} {self.model}".encode())
         for name, table in sorted(self.learnt.tables.items()):
             digest.update(f"{name} {tuple(table.shape)} {table.dtype}".encode())
@@ -349,6 +354,8 @@ class _Scores:
     def __init__(
         self, policy: ThresholdPolicy, model: MoEModel, data: CalibrationData, threshold: Tensor | None
     ) -> None:
+        import torch
+
         self.model, self.pruned = model, policy._pruned(model)
         self._parts: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {layer: [] for layer in self.pruned}
 
@@ -377,6 +384,8 @@ class _Scores:
 
     def thresholds(self, quantile: float) -> Tensor:
         """[L, K] so that this share of the scores of each layer and rank lies strictly below; ties may make it less."""
+        import torch
+
         table = torch.full((self.model.layers, self.model.top_k), -torch.inf)
         for layer, ordered in zip(self.pruned, self._sorted, strict=True):
             at = math.floor(quantile * len(ordered))
@@ -386,6 +395,8 @@ class _Scores:
 
     def skipped(self, quantile: float) -> float:
         """The share of all pairs that those thresholds would skip if later scores did not change."""
+        import torch
+
         table = self.thresholds(quantile)
         lost = 0
         for layer, (score, spared, emptied) in zip(self.pruned, self.layers, strict=True):
@@ -408,6 +419,8 @@ class _Scores:
 
 def _only(table: Tensor, layers: tuple[int, ...]) -> Tensor:
     """The rows of those layers; minus infinity in the others and in the first column. Refuses layers out of range."""
+    import torch
+
     if wrong := [layer for layer in layers if not 0 <= layer < len(table)]:
         raise BadInput(f"there is no MoE layer {wrong[0]}; choose from 0 to {len(table) - 1}")
     kept = torch.full_like(table, -torch.inf)

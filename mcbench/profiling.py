@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcbench.allocation import BitAllocation, BitBudget, require_widths
+from mcbench.allocation import BitAllocation, BitBudget
 from mcbench.bounds import require_settings
 from mcbench.catalogue import models
 from mcbench.checkpoint import WEIGHTS, first_sentence, is_compressed, read_explained, untied
@@ -32,8 +32,9 @@ from mcbench.compression import uncompressed_sizes
 from mcbench.errors import BadInput, UnknownName
 from mcbench.evaluation import fingerprint_of
 from mcbench.experts import IMPLEMENTATION, PROJECTIONS
+from mcbench.inputs import require_device
 from mcbench.model import MoEModel, load_model
-from mcbench.pipeline import Bench, Exam, alone_in, language_model, source_digest
+from mcbench.pipeline import Bench, Exam, alone_in, language_model, require_budget, require_sources, source_digest
 from mcbench.progress import muted, stage, track
 from mcbench.record import Environment, Record
 from mcbench.speed import (
@@ -100,12 +101,10 @@ def profile(
     Raises BadInput and UnknownName for what cannot be done as asked. A cell that does not fit is a cell with a reason.
     """
     shapes = read_grid(grid)
-    require_settings(bits=bits, expert_bits=expert_bits, seed=seed, samples=samples, length=length)
-    require_settings(repeats=repeats, warmup=warmup)
+    require_settings(samples=samples, length=length, repeats=repeats, warmup=warmup)
     for name, value in {"method": method, "model": model, "record": record, "out": out}.items():
         if value is not None and not str(value).strip():
             raise BadInput(f"{name} is empty; leave it out or name one")
-    require_widths(widths)
     known, recorded = None, False
     if record is not None:
         asked: dict[str, object] = {"bits": bits, "expert_bits": expert_bits, "seed": seed}
@@ -126,11 +125,13 @@ def profile(
                     "give it with --calibration"
                 )
             samples, length = learnt.samples, learnt.length
-    composition = _composed("none" if method is None else method, seed or 0, recorded)
-    if not composition.compresses and (bits, expert_bits) != (None, None):
-        raise BadInput(f"{composition.asked!r} compresses nothing, so it takes no budget; name a method")
     name = defaults()["model"] if model is None else model
+    require_sources(name, dtype, calibration)
+    require_settings(bits=bits, expert_bits=expert_bits, seed=seed)
+    composition = _composed("none" if method is None else method, seed or 0, recorded)
+    require_budget(composition, bits, expert_bits, widths)
     with muted(quiet), alone_in(Path(out)):
+        require_device(device)
         with stage("load"):
             moe, loading, measure = _load(name, dtype, device)
             bench = Bench(moe, Exam((), Path(out), None, False))

@@ -22,14 +22,14 @@ from mcbench.comparison import difference
 from mcbench.composition import compose, defaults
 from mcbench.costs import Cost, cell_by_cell, costs
 from mcbench.errors import BadInput, UnknownName
+from mcbench.inputs import require_device
 from mcbench.leaderboard import pipe_table
-from mcbench.profiling import profile
+from mcbench.pipeline import require_sources
 from mcbench.progress import muted
 from mcbench.published import SOURCES, Figure, figures
 from mcbench.record import Record, Result
 from mcbench.registry import suggest
 from mcbench.report import bit_figure, number, with_error
-from mcbench.significance import expert_tables, measure, picture
 from mcbench.speed import Profile, read_grid
 from mcbench.sweep import Grid, Outcome, Plan, plan, sweep
 from mcbench.task import Scores, load_samples
@@ -171,6 +171,10 @@ def reproduce(
     tasks is given tasks or a limit, or one that times nothing a grid.
     """
     quiet = bool(ways.get("quiet", True))
+    require_sources(
+        settings.get("model") or defaults()["model"], settings.get("dtype", "auto"), settings.get("calibration")
+    )
+    require_device(settings.get("device", "cpu"))
     if grid:
         if not chosen.cells:
             raise BadInput(f"{chosen.name} times nothing, so leave --grid out")
@@ -183,6 +187,8 @@ def reproduce(
     lines = _lines(chosen, bits)
     if not chosen.columns:
         (line,) = lines
+        from mcbench.profiling import profile
+
         timed = profile(line.method, bits=line.bits, grid=chosen.cells, out=out, quiet=quiet, **settings)
         blocks = [*_opening(chosen), *([_partial("cell")] if grid else []), cell_by_cell(chosen.figures, timed)]
         return Reproduced("\n\n".join([*blocks, *_closing(chosen)]))
@@ -194,7 +200,8 @@ def reproduce(
         for line, outcome in zip(some, _in_order(runs, some, outcomes), strict=True):
             measured[line.key, line.bits] = _measured(outcome)
     if chosen.cells:
-        ways = {name: settings[name] for name in ("device", "dtype") if name in settings} | {"quiet": quiet}
+        names = ("model", "calibration", "device", "dtype")
+        ways = {name: settings[name] for name in names if name in settings} | {"quiet": quiet}
         measured = {row: _profiled(got, chosen.cells, out, ways) for row, got in measured.items()}
     return Reproduced(report(chosen, lines, measured, settings, bool(bits or grid)), failed)
 
@@ -271,6 +278,8 @@ def _subject(chosen: Study) -> str:
 
 def _of_experts(chosen: Study, settings: Mapping[str, Any], out: Path, bits: Sequence[float], quiet: bool) -> str:
     """The study of the experts of one model, in Markdown, its picture beside the runs."""
+    from mcbench.significance import expert_tables, measure, picture
+
     if bits:
         raise BadInput(f"{chosen.name} has no rows, so leave --bits out")
     with muted(quiet):
@@ -284,6 +293,8 @@ def _profiled(got: Measured, cells: str, out: str | Path, ways: Mapping[str, Any
     if got.folder is None:
         return got
     try:
+        from mcbench.profiling import profile
+
         return got._replace(profile=profile(record=got.folder, grid=cells, out=out, **ways))
     except BadInput as error:
         return got._replace(reason=f"not profiled: {error}")

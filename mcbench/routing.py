@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SIGHTS = ("hidden", "logits", "attention")  # what a policy may declare to see beside the router's choice
 PHASES = ("prefill", "decode")
@@ -81,6 +82,8 @@ class Choices:
         return Routed(mask, self._renormalized(mask) if self.normalizes else self.weight, protected)
 
     def _renormalized(self, mask: Tensor) -> Tensor:
+        import torch
+
         exact = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         total = (exact * self.chosen).sum(-1, keepdim=True)  # 1, or the constant that the router scales with
         kept = (exact * mask).sum(-1, keepdim=True).clamp(min=torch.finfo(exact.dtype).tiny)
@@ -93,6 +96,8 @@ def rank_in_sequence(value: Tensor, choices: Choices) -> Tensor:
 
     Padding stands behind all real tokens.
     """
+    import torch
+
     by_value = torch.argsort(value.double().masked_fill(~choices.real, -torch.inf), descending=True, stable=True)
     order = by_value[torch.argsort(choices.sequence[by_value], stable=True)]  # sequence by sequence, falling
     row = choices.sequence[order]
@@ -203,6 +208,8 @@ class PairCounts:
         return 1.0 - float(self.executed.sum()) / max(1, int(self.chosen.sum()))
 
     def _by_modality(self, choices: Choices, executed: Tensor) -> None:
+        import torch
+
         others = torch.zeros_like(choices.real)
         for at, mark in enumerate(self.marks.values(), 1):
             here = choices.real & (choices.token == mark)
@@ -215,6 +222,8 @@ class PairCounts:
         self.modal[at, choices.layer] += np.array([int(count) for count in counted])
 
     def _of_each_expert(self, choices: Choices, mask: Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
+        import torch
+
         picked = choices.index[mask & choices.real[:, None]]
         counts: np.ndarray[Any, np.dtype[np.int64]] = torch.bincount(picked, minlength=self.experts).cpu().numpy()
         return counts

@@ -27,7 +27,8 @@ from mcbench.catalogue import select_tasks
 from mcbench.composition import Composition, compose, defaults, method_strings, split
 from mcbench.datasets import data_folder
 from mcbench.errors import BadInput, CheckFailed, UnknownName
-from mcbench.pipeline import Bench, Clock, Exam, alone_in, language_model, source_digest
+from mcbench.inputs import require_device
+from mcbench.pipeline import Bench, Clock, Exam, alone_in, language_model, require_sources, source_digest
 from mcbench.progress import muted, track
 from mcbench.record import Record
 from mcbench.registry import looks_like_path, suggest
@@ -178,6 +179,7 @@ class Local:
     @contextmanager
     def start(self, grid: Grid, exam: Exam) -> Iterator[Workplace]:
         """The model is loaded when the block begins."""
+        require_device(grid.device)
         yield Workplace(grid, exam)
 
 
@@ -218,6 +220,7 @@ def sweep(
     the grid as a whole, before anything is computed. A budget that a method cannot reach is noted as out of reach;
     whatever else goes wrong in a cell is noted as failed.
     """
+    _require_sources(grid)
     cells = list(grid.cells())
     exam = _exam(grid, out, allow_code_execution)
     with muted(quiet), _data(grid), alone_in(exam.out), (engine or Local()).start(grid, exam) as worker:
@@ -243,8 +246,11 @@ def sweep(
 
 def plan(grid: Grid, *, out: str | Path = "runs", allow_code_execution: bool = False, quiet: bool = True) -> Plan:
     """What `sweep` would do, without doing it: the model is loaded and asked a few items, nothing is written."""
+    _require_sources(grid)
+    exam, _ = _exam(grid, out, allow_code_execution), list(grid.cells())  # refuses what no model could make good
     with muted(quiet), _data(grid):
-        place = Workplace(grid, _exam(grid, out, allow_code_execution))
+        require_device(grid.device)
+        place = Workplace(grid, exam)
         cells, bench, survey = place.cells, place.bench, place.survey()
         _require_some_in_reach(survey, cells)
         journal = Journal(Path(out) / JOURNAL)
@@ -362,6 +368,10 @@ def report(outcomes: Sequence[Outcome], planned: Plan | None = None) -> str:
 
 
 # -- one cell
+
+
+def _require_sources(grid: Grid) -> None:
+    require_sources(grid.model or defaults()["model"], grid.dtype, grid.calibration or None)
 
 
 def _exam(grid: Grid, out: str | Path, allow_code_execution: bool) -> Exam:

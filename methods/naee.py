@@ -8,12 +8,13 @@ rank, as nothing in the paper says what else to do.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from mcbench.policy import ThresholdPolicy, weight_ratio
 from mcbench.routing import Choices
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

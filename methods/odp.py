@@ -16,12 +16,13 @@ sums over the wrong axis, so that its attention factor is constant: see `odp-rel
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from mcbench.policy import ProtectingPolicy
 from mcbench.routing import Choices
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ literal lists; here both are calibrated and chosen.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from mcbench.policy import ProtectingPolicy
 from mcbench.routing import Choices
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 from mcbench.bounds import Between, Layers, Seed, Share
 from mcbench.errors import BadInput
 from mcbench.method import Method
@@ -33,6 +29,9 @@ from mcbench.progress import track
 from mcbench.routing import Choices, Learnt, Routed
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from mcbench.model import MoEModel
     from mcbench.text import CalibrationData
 
@@ -76,6 +75,8 @@ class OTP(Method):
         return ("hidden",)
 
     def learn(self, model: MoEModel, data: CalibrationData) -> Learnt:
+        import torch
+
         if model.top_k < 2:
             raise BadInput(f"{model.name!r} runs one expert for each token, so there is none to skip")
         if self.candidates == "subset" and model.top_k > MOST_IN_SUBSETS:
@@ -107,6 +108,9 @@ class OTP(Method):
 
     def _sampled(self, scores: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
         """[T, K] masks of 0 and 1 drawn with Gumbel noise, with the gradient of their soft form."""
+        import torch
+        from torch.nn import functional as F
+
         uniform = torch.rand(scores.shape, generator=generator).clamp(1e-6, 1 - 1e-6).to(scores.device)
         if self.candidates == "independent":
             noise = uniform.log() - (-uniform).log1p()  # logistic, the difference of two Gumbels
@@ -119,6 +123,8 @@ class OTP(Method):
 
     def _train(self, model: MoEModel, data: CalibrationData) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
         """The trained heads and a record of how loss, divergence and share kept went."""
+        import torch
+
         generator = torch.Generator().manual_seed(self.seed or 0)
         heads = _untrained(model, self.candidates, generator)
         trained = [heads["into"], heads["out"], heads["bias"]]
@@ -161,6 +167,8 @@ class OTP(Method):
         self, model: MoEModel, data: CalibrationData, tables: Mapping[str, Tensor]
     ) -> tuple[list[Tensor], float]:
         """The scores [n, C] of each pruned layer's tokens under these heads, and the share of pairs then skipped."""
+        import torch
+
         found: dict[int, list[Tensor]] = {}
 
         def note(choices: Choices) -> Routed:
@@ -176,6 +184,8 @@ class OTP(Method):
         self, model: MoEModel, data: CalibrationData, heads: Mapping[str, Tensor], skip: float
     ) -> tuple[Tensor, int]:
         """The shift under which that share of all pairs is skipped, and after how many rounds it was found."""
+        import torch
+
         tables = {name: table.detach().cpu() for name, table in heads.items()}
         pruned = model.layers if self.layers is None else len(self.layers)
         most = (1 - 1 / model.top_k) * pruned / model.layers
@@ -203,6 +213,8 @@ class OTP(Method):
 
     def _shift(self, scores: Sequence[Tensor], skip: float, pruned: float) -> Tensor:
         """By bisection: the greater the shift, the more is kept."""
+        import torch
+
         low, high = -1e3, 1e3
         for _ in range(50):
             middle = (low + high) / 2
@@ -216,13 +228,17 @@ class OTP(Method):
 
 def _head(choices: Choices, heads: Mapping[str, Tensor]) -> Tensor:
     """[T, C] a score for each candidate mask, from what the experts read and the weights of the chosen."""
+    import torch
+
     assert choices.hidden is not None
-    into, out, bias = (heads[name][choices.layer] for name in ("into", "out", "bias"))
+    into, out, bias = (heads[name][choices.layer].to(choices.weight.device) for name in ("into", "out", "bias"))
     return torch.cat([choices.hidden.float() @ into.T, choices.weight.float()], dim=-1) @ out.T + bias
 
 
 def _untrained(model: MoEModel, candidates: str, generator: torch.Generator) -> dict[str, Tensor]:
     """Heads that keep everything: into [L, K, D], out [L, C, 2K], bias [L, C]."""
+    import torch
+
     width, top_k = model.weight(0, "gate").shape[-1], model.top_k
     count = {"prefix": top_k, "subset": 2**top_k - 1, "independent": top_k}[candidates]
     into = torch.randn(model.layers, top_k, width, generator=generator) / math.sqrt(width)
@@ -236,6 +252,8 @@ def _untrained(model: MoEModel, candidates: str, generator: torch.Generator) -> 
 
 def _candidates(kind: str, scores: Tensor) -> Tensor:
     """[C, K] the masks of 0 and 1 that the scores [T, C] are about, the one that keeps all last."""
+    import torch
+
     count = scores.shape[-1]
     if kind == "prefix":
         return torch.ones(count, count, device=scores.device).tril()
@@ -246,6 +264,8 @@ def _candidates(kind: str, scores: Tensor) -> Tensor:
 
 def _with_first(mask: Tensor) -> Tensor:
     """The same with a first column of ones."""
+    import torch
+
     return torch.cat([torch.ones_like(mask[:, :1]), mask[:, 1:]], dim=-1)
 
 
@@ -266,6 +286,8 @@ def _divergence(teacher: Tensor, student: Tensor) -> Tensor:
 
 def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Rows of `size` sequences without end, every epoch in another order."""
+    import torch
+
     left = torch.zeros(0, dtype=torch.long)
     while True:
         while len(left) < size:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mcbench.bounds import Seed, Share
 from mcbench.policy import ThresholdPolicy
 from mcbench.routing import Choices
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class RandomSkip(ThresholdPolicy):
     seed: Seed | None = None
 
     def score(self, choices: Choices) -> Tensor:
+        import torch
+
         rank = torch.arange(choices.weight.shape[1], device=choices.weight.device)[None]  # [1, K]
         mixed = torch.full_like(rank, (self.seed or 0) & _MASK)
         first, second = choices.index[:, :1], choices.index[:, 1:2]

@@ -7,12 +7,13 @@ how the threshold is found. Here `direction` says the first; the threshold is a 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mcbench.policy import ThresholdPolicy
 from mcbench.routing import Choices
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import torch
-from torch import Tensor
-
 from mcbench.bounds import Between, Layers
 from mcbench.errors import BadInput
 from mcbench.method import Method
 from mcbench.routing import Choices, Learnt, Routed
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mcbench.model import MoEModel
     from mcbench.text import CalibrationData
 
@@ -38,5 +37,7 @@ class TopK(Method):
         return Learnt({}, {"skipped": (1 - self.k / model.top_k) * pruned / model.layers})
 
     def route(self, choices: Choices, learnt: Mapping[str, Tensor]) -> Routed:
+        import torch
+
         rank = torch.arange(choices.weight.shape[1], device=choices.weight.device)
         return choices.keep((rank < self.k).expand_as(choices.weight))

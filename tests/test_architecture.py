@@ -37,6 +37,7 @@ ORDER = (
     "audit",
     "datasets",
     "reference",
+    "inputs",
     "allocation",
     "packing",
     "quantization",

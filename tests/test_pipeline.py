@@ -202,7 +202,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     ("arguments", "said"),
     [
         (["--method", "pmp", "--bits", "2.05"], "did you mean 'pmq'"),
-        (["--method", "pmq"], "needs a budget: --bits from"),
+        (["--method", "pmq"], "needs a budget: --bits, the average"),
         (["--method", "pmq", "--bits", "7"], "reachable"),
         (["--method", "uniform", "--bits", "2.3"], "reachable"),
         (["--method", "pmq+uniform", "--bits", "2.1"], "both 'pmq' and 'uniform' allocate"),
@@ -222,7 +222,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["--bits", "2.1", "--seed", "-1"], "the seed must lie between"),
         (["--bits", "2.1", "--save", "/"], "no name for a new folder"),
         (["--bits", "2.1", "--samples", "10000000"], "samples must lie between"),
-        (["--method", "none", "--bits", "2.1"], "takes neither a budget"),
+        (["--method", "none", "--bits", "2.1"], "takes no budget"),
         (["--method", "pmq(beta=1e999)", "--bits", "2.1"], "must lie between"),
         (["--method", "pmq(beta=1, beta=2)", "--bits", "2.1"], "beta is set twice"),
         (["--bits", "2.1", "--calibration", "nowhere.txt"], "nowhere.txt"),

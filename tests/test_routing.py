@@ -464,12 +464,12 @@ def test_thresholds_of_another_model_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("naee", {"skip": 1.0}, "from 0 to below 1, not 1.0"),
+        ("naee", {"skip": 1.0}, "skip must lie between 0 and 0.9999, not 1.0"),
         ("naee", {"skip": 0.1, "threshold": 0.4}, "not both"),
-        ("naee", {"quantile": 2.0}, "between 0 and 1, not at 2.0"),
+        ("naee", {"quantile": 2.0}, "quantile must lie between 0 and 1, not 2.0"),
         ("naee", {"layers": ()}, "numbers of MoE layers"),
-        ("odp", {"protect": 1.5}, "protect is a share"),
-        ("topk", {"k": 0}, "at least 1 expert"),
+        ("odp", {"protect": 1.5}, "protect must lie between 0 and 1, not 1.5"),
+        ("topk", {"k": 0}, "k must lie between 1 and"),
         ("topk", {"k": 3}, "3 experts cannot run"),
         ("naee", {"layers": (7,)}, "no MoE layer 7"),
         ("naee", {"layers": (7,), "threshold": 0.5}, "no MoE layer 7"),
