@@ -29,6 +29,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -48,6 +49,8 @@ WEIGHTS, COMPRESSION = "model.safetensors", PACKED
 QUANT_METHOD = "mcbench"
 FIELDS = ("packed", "scale", "offset")
 
+# the families of classes that write text, in the order in which they are asked whether they know a configuration
+_LANGUAGE: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -159,31 +162,56 @@ def read_explained(folder: Path) -> dict[str, Any]:
     return explained
 
 
-def read_compressed(folder: str | Path) -> PreTrainedModel:
+def read_compressed(folder: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The model of such a folder with dequantised weights: bit for bit what was evaluated.
 
-    Raises BadInput for a file that is damaged, incomplete or of a newer schema.
+    dtype: another type to compute in, into which what was evaluated is rounded. Raises BadInput for a file that is
+    damaged, incomplete or of a newer schema.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     folder = Path(folder)
     try:
         explained = read_explained(folder)
-        model = _empty_model(folder, getattr(torch, explained["dtype"]))
+        model = _empty_model(folder, dtype or getattr(torch, explained["dtype"]))
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         _fill(model, stored, explained)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        if isinstance(error, BadInput):
-            raise
-        reason = first_sentence(error)
-        raise BadInput(f"the compressed model {str(folder)!r} is damaged or incomplete: {reason}") from error
+    except BadInput:
+        raise
+    except Exception as error:  # a damaged file raises whatever its contents lead to
+        raise _damaged(folder, error) from error
     return model
 
 
+def packed_bits(folder: str | Path) -> BitAllocation:
+    """The widths of a folder that `read_compressed` reads, once its files are proven; BadInput where they cannot be."""
+    folder = Path(folder)
+    try:
+        return BitAllocation.from_json(read_explained(folder)["allocation"])
+    except BadInput:
+        raise
+    except Exception as error:  # a damaged file raises whatever its contents lead to
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> BadInput:
+    return BadInput(f"the compressed model {str(folder)!r} is damaged or incomplete: {first_sentence(error)}")
+
+
 def auto_class(config: PretrainedConfig) -> Any:
-    """The class of transformers that makes a language model of a configuration, one that also sees if need be."""
-    return AutoModelForCausalLM if type(config) in AutoModelForCausalLM._model_mapping else AutoModelForImageTextToText
+    """The class of transformers that makes a language model of a configuration, one that also sees if need be.
+
+    It is the one that the configuration names, where it makes language models; of the others the first that fits.
+    """
+    known = [auto for auto in _LANGUAGE if type(config) in auto._model_mapping]
+    asked = set(config.architectures or ())
+    for auto in known:
+        classes = auto._model_mapping[type(config)]
+        names = {made.__name__ for made in (classes if isinstance(classes, tuple | list) else (classes,))}
+        if names & asked:
+            return auto
+    return known[0] if known else AutoModelForCausalLM
 
 
 def first_sentence(error: BaseException) -> str:
@@ -225,8 +253,14 @@ def stacks(
 
 
 def _fill(model: PreTrainedModel, stored: dict[str, Tensor], explained: Mapping[str, Any]) -> None:
-    """Puts every tensor of the file into the model; raises BadInput where one is missing or left over."""
+    """Puts every tensor of the file into the model; raises BadInput where one is missing or left over.
+
+    A model of another dtype than was evaluated gets the values that were, rounded to its own; what was kept in another
+    type than the rest stays in it.
+    """
     allocation, dtypes = BitAllocation.from_json(explained["allocation"]), explained["dtypes"]
+    evaluated, computes = getattr(torch, explained["dtype"]), model.dtype
+    exempt = _kept_wide(model, computes) if computes != evaluated else ()
     used: set[str] = set()
     state = model.state_dict()
     wanted = set(untied(model))
@@ -239,7 +273,7 @@ def _fill(model: PreTrainedModel, stored: dict[str, Tensor], explained: Mapping[
                 where = [e for e in range(experts.count) if allocation.widths[layer, e] == width]
                 if len(codes) != len(where):
                     raise BadInput(f"{prefix} has {len(codes)} matrices of {width} bits, {len(where)} are allocated")
-                target[where] = _values(codes, target.dtype).to(target.device)
+                target[where] = _values(codes, evaluated).to(target.device, target.dtype)
                 used |= {name for name in stored if name.startswith(f"{prefix}.{width}.")}
                 found.update(where)
             if len(found) != experts.count:
@@ -253,10 +287,12 @@ def _fill(model: PreTrainedModel, stored: dict[str, Tensor], explained: Mapping[
         shape = state[name].shape
         if name in stored and stored[name].shape == shape:
             value = stored[name].to(state[name].device)
-            assigned[name] = value.to(getattr(torch, dtypes[name])) if name in dtypes else value
+            value = value.to(getattr(torch, dtypes[name])) if name in dtypes else value
+            moved = value.dtype == evaluated and not any(part in name for part in exempt)
+            assigned[name] = value.to(computes) if moved else value
             continue
         for width, codes in stacks(stored, name, (shape[0], shape[-1])) if len(shape) == 2 else ():
-            assigned[name] = _values(codes, state[name].dtype)[0].to(state[name].device)
+            assigned[name] = _values(codes, evaluated)[0].to(state[name].device, computes)
             used |= {key for key in stored if key.startswith(f"{name}.{width}.")}
     missing, left = sorted(wanted - set(assigned)), sorted(set(stored) - used)
     if missing or left:
@@ -264,6 +300,16 @@ def _fill(model: PreTrainedModel, stored: dict[str, Tensor], explained: Mapping[
         raise BadInput(f"the weights file {what}")
     model.load_state_dict(assigned, strict=False, assign=True)
     model.tie_weights()
+    if computes == torch.float16 and computes != evaluated:
+        for name, tensor in model.state_dict().items():
+            if tensor.dtype == torch.float16 and bool(torch.isinf(tensor).any()):
+                raise BadInput(f"{name} holds values too large for float16; choose bfloat16 or float32")
+
+
+def _kept_wide(model: PreTrainedModel, dtype: torch.dtype) -> tuple[str, ...]:
+    """Parts of the names of weights that a class of transformers keeps in float32 while the rest is in `dtype`."""
+    always = set(model._keep_in_fp32_modules_strict or ()) if dtype.itemsize == 2 else set()
+    return tuple(always | (set(model._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()))
 
 
 def _values(codes: QuantizedTensor | Tensor, dtype: torch.dtype) -> Tensor:

@@ -39,7 +39,9 @@ from mcbench.errors import BadInput, CheckFailed
 from mcbench.inputs import require_place
 from mcbench.model import PROJECTIONS, MoEModel, load_model
 from mcbench.quantization import QuantizedTensor, concatenate
+from mcbench.source import Source
 
+_WIDTHS = {"float8": 8, "fp8": 8, "mxfp4": 4, "float4": 4}  # bits of a weight, by how the type's name begins
 COMPONENTS = ("experts", "attention", "shared", "router", "other", "header")
 
 
@@ -257,7 +259,7 @@ class CompressedModel:
         for name, codes in self.linears.items():
             component = "attention" if name in attention else "shared"
             entries += _packed(f"{name}.weight.{codes.bits}", codes, component)
-        components = _components(model)
+        components = model.components()
         for name, tensor in self._kept_tensors().items():
             entries.append(Entry(name, narrowed(tensor), components.get(name, "other")))
         # see mcbench.checkpoint: what makes other loaders fail
@@ -300,10 +302,15 @@ class CompressedModel:
 
 
 def uncompressed_sizes(model: MoEModel) -> Sizes:
-    """The same figures for an uncompressed model: all widths 16, the bytes those of a file with every tensor kept."""
+    """The same figures for a model as it is: all widths 16, the bytes those of a file with every tensor kept.
+
+    Of a model that its files hold compressed, the widths are those of the files, and so are the bytes.
+    """
+    if (source := model.source) is not None and source.kind:
+        return _source_sizes(model, source)
     widths = np.full((model.layers, model.experts), 16)
     allocation = BitAllocation(widths, attention=16, shared=16)
-    components = _components(model)
+    components = model.components()
     entries = [
         Entry(name, narrowed(tensor), components.get(name, "other")) for name, tensor in untied(model.model).items()
     ]
@@ -339,6 +346,30 @@ def _sizes(model: MoEModel, allocation: BitAllocation, entries: list[Entry]) -> 
     )
 
 
+def source_allocation(model: MoEModel) -> BitAllocation:
+    """The widths that a model has in its files: 16 for everything that is a number of 16 bits or more."""
+    if model._origin is not None and model._origin.packed is not None:
+        return model._origin.packed
+    named = {} if model.source is None else model.source.components
+    widths = {
+        part: next((w for t, w in _WIDTHS.items() if named.get(part, "").startswith(t)), 16) for part in COMPONENTS
+    }
+    experts = np.full((model.layers, model.experts), widths["experts"])
+    return BitAllocation(experts, attention=widths["attention"], shared=widths["shared"])
+
+
+def _source_sizes(model: MoEModel, source: Source) -> Sizes:
+    count, allocation = model.weight_count(), source_allocation(model)
+    taken = {part: source.bytes.get(part, 0) for part in COMPONENTS}
+    return Sizes(
+        expert=allocation.expert_average,
+        label=allocation.label(count),
+        whole_model=allocation.whole_model(count),
+        stored=sum(taken.values()) * 8 / count.parameters,
+        bytes=taken,
+    )
+
+
 def _packed(prefix: str, codes: QuantizedTensor, component: str) -> list[Entry]:
     tensors = codes.tensors()
     if not set(tensors) <= set(FIELDS):
@@ -350,16 +381,6 @@ def _expert_parameters(model: MoEModel) -> set[str]:
     """The names of the fused parameters that hold the expert matrices; their biases are kept like any other."""
     names = [model.experts_name(layer) for layer in range(model.layers)]
     return {f"{name}.{part}" for name in names for part in ("gate_up_proj", "down_proj")}
-
-
-def _components(model: MoEModel) -> dict[str, str]:
-    """The component of every parameter that is not `other`."""
-    return {
-        **dict.fromkeys(_expert_parameters(model), "experts"),
-        **dict.fromkeys((f"{name}.weight" for name in model.attention_linears()), "attention"),
-        **dict.fromkeys((f"{name}.weight" for name in model.shared_linears()), "shared"),
-        **dict.fromkeys(model.router_parameters(), "router"),
-    }
 
 
 def _linear(model: MoEModel, name: str) -> Tensor:

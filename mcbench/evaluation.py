@@ -35,6 +35,7 @@ from mcbench.plain import Plain, per_token
 from mcbench.prefixes import Node, Sharing, plan
 from mcbench.progress import inner
 from mcbench.stand_in import additive, attention_of
+from mcbench.tokens import require_fit
 from mcbench.trunk import IMPLEMENTATION, SUPPORTED, attending
 from mcbench.witness import TIMES_PLAIN, TOLERANCE, Answered, merged, watched
 
@@ -303,6 +304,7 @@ class LanguageModel:
     ) -> None:
         if tokenizer is None:
             raise BadInput("the model has no tokenizer: put its tokenizer files beside its weights")
+        require_fit(tokenizer, model, str(model.config.name_or_path) or type(model).__name__)
         if tokens_per_batch < 1:
             raise BadInput(f"tokens_per_batch must be positive, not {tokens_per_batch}")
         self.model: Any = model.eval()

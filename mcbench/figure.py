@@ -14,6 +14,7 @@ from mcbench.errors import BadInput, UnknownName
 from mcbench.leaderboard import Table, find_records, sheet, tabulate_records
 from mcbench.page import Line, Sheet, read_significance, series
 from mcbench.registry import suggest
+from mcbench.report import original_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,7 +153,14 @@ def _draw_tradeoff(shown: Sheet, lines: Sequence[Line], score: str, out: Path) -
         )  # fmt: skip
         whole = next((line.cells[column].value for line in shown.lines if line.uncompressed), None)
         if whole is not None:
-            axes.axhline(whole, color="black", linewidth=0.9, linestyle=(0, (1, 3)), label="16 bits", zorder=0)
+            axes.axhline(
+                whole,
+                color="black",
+                linewidth=0.9,
+                linestyle=(0, (1, 3)),
+                label=original_name(shown.lines[0].record),
+                zorder=0,
+            )
         if not head.higher_is_better:
             _logarithmic(axes, [value for *_, value in known])
         axes.set(title=shown.title, xlabel="stored bits per weight", ylabel=head.text)

@@ -2,118 +2,359 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from mcbench.checkpoint import auto_class, first_sentence, is_compressed, read_compressed
+from mcbench.allocation import BitAllocation
+from mcbench.checkpoint import QUANT_METHOD, auto_class, first_sentence, is_compressed, packed_bits, read_compressed
 from mcbench.errors import BadInput
 from mcbench.reference import folder, model_names
+from mcbench.source import (
+    DECODED,
+    Files,
+    Left,
+    explain,
+    quantization_of,
+    read_config,
+    read_files,
+    require_decodable,
+    require_layers,
+)
+from mcbench.tokens import read_tokenizer, require_fit
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+REACHING = 5.0  # seconds that the hub may take to say whether it has a model
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model came from, for `mcbench.source.describe`.
+
+    renamed: the name inside the model of each tensor of the files. packed: the widths of a folder that mcbench packed.
+    """
+
+    files: Files
+    renamed: Mapping[str, str]
+    left: Left
+    method: str = ""
+    packed: BitAllocation | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Loaded(NamedTuple):
+    """tokenizer is None where there is none to be had, for the reason `no_tokenizer`."""
+
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
+    no_tokenizer: str
+    origin: Origin
 
 
-def read_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -> Loaded:
+@dataclass(frozen=True)
+class _Place:
+    """What transformers is asked for, the folder on this machine, and whether nothing else may be looked at."""
+
+    source: str
+    folder: Path
+    local: bool
+    notes: tuple[str, ...] = ()
+
+
+def read_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu", text: bool = False) -> Loaded:
     """The model on its device, every weight checked to be there and finite, and its tokenizer if it has one.
 
-    dtype "auto" is that of the file; a model that comes with the package computes in float32 though.
+    dtype "auto" is that of the file; a model that comes with the package computes in float32 though. text: whether the
+    model will have to read text, so that one without a tokenizer is refused before a weight is read.
     """
     if device.partition(":")[0] == "meta":
         raise BadInput("a model on device 'meta' has no weights to compress; choose cpu or cuda")
     if dtype not in DTYPES:
         raise BadInput(f"a dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
-    source = _source(name_or_path)
+    place = _place(name_or_path)
     if dtype == "auto" and name_or_path in model_names():
         dtype = "float32"  # at this size as fast as 16 bits, whose rounding would be noise beside what is measured
     transformers_logging.disable_progress_bar()
-    if is_compressed(source):
-        model = read_compressed(source)
-        for parameter in model.parameters() if dtype != "auto" else ():
-            parameter.data = parameter.data.to(getattr(torch, dtype))
-    else:
-        model = _weights(source, name_or_path, dtype)
+    config = read_config(place.folder, name_or_path)
+    with _quiet():
+        settings = _settings(place, config, name_or_path)
+        tokenizer, reason = read_tokenizer(place.source, place.folder, name_or_path, local=place.local)
+        if text and tokenizer is None:
+            raise BadInput(reason)
+        if is_compressed(place.folder):
+            model, origin = _packed(place, config, name_or_path, dtype)
+        else:
+            model, origin = _weights(place, config, settings, name_or_path, dtype)
+    if tokenizer is not None:
+        require_fit(tokenizer, model, name_or_path)
     refuse_bad_numbers(model, name_or_path)
     try:
         model.to(torch.device(device))  # type: ignore[arg-type]
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"the model cannot be put on device {device!r}: {first_sentence(error)}") from error
-    return Loaded(model, _tokenizer(source))
-
-
-def refuse_foreign_files(folder: Path) -> None:
-    """Raises BadInput where an index of weights names anything but safetensors files of the folder itself."""
-    for index in folder.glob("*.index.json"):
-        try:
-            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise BadInput(f"the index {str(index)!r} cannot be read: {first_sentence(error)}") from error
-        for name in files:
-            if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-                raise BadInput(f"{str(index)!r} names {name!r}; only safetensors files of the same folder are read")
+    return Loaded(model, tokenizer, reason, origin)
 
 
 def refuse_bad_numbers(model: PreTrainedModel, name: str) -> None:
-    """Raises BadInput naming the first tensor that holds NaN or infinity."""
+    """Raises BadInput naming the first tensor that holds NaN or infinity.
+
+    A vector that is added to router logits may hold -inf where an expert was switched off, as long as one is left.
+    """
     for key, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise BadInput(f"the weight {key} of {name!r} holds NaN or infinity; the model is damaged")
+        if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
+            continue
+        switched_off = tensor.dim() == 1 and key.rpartition(".")[2].endswith("bias") and _routes(model, key, tensor)
+        if switched_off and bool(torch.isfinite(tensor[~torch.isneginf(tensor)]).all()):
+            if not bool(torch.isneginf(tensor).all()):
+                continue
+            raise BadInput(f"{key} of {name!r} switches every expert off; the model is damaged")
+        raise BadInput(f"the weight {key} of {name!r} holds NaN or infinity; the model is damaged")
 
 
-def _source(name_or_path: str) -> str:
-    """The folder or hub name behind what was typed."""
+def _routes(model: PreTrainedModel, key: str, tensor: torch.Tensor) -> bool:
+    """Whether a vector has an entry for each expert and stands in a router: no part of attention or of an expert."""
+    from mcbench.experts import decorated
+
+    counts = {int(getattr(m, "num_experts", 0)) for m in model.modules() if decorated(m)}
+    counts |= {p.shape[0] for m in model.modules() if decorated(m) for p in m.parameters()}
+    return tensor.shape[0] in counts and "attn" not in key and ".experts." not in key
+
+
+# ---- where a model is
+
+
+def _place(name_or_path: str) -> _Place:
+    """The folder behind what was typed; for a name on the hub that of its files on this machine.
+
+    Raises BadInput for what is no model folder, and for a name that can be had neither here nor from the hub.
+    """
     if name_or_path in model_names():
-        return str(folder(name_or_path))
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
+        return _Place(str(folder(name_or_path)), folder(name_or_path), True)
+    try:
+        path = Path(name_or_path).expanduser()
+        there, here = path.is_dir(), path.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BadInput(f"{name_or_path!r} is no name of a model: {first_sentence(error)}") from None
+    if there:
         if not (path / "config.json").is_file():
             raise BadInput(f"{name_or_path!r} is no model folder: it has no config.json")
-        return str(path)
-    if path.exists():
+        return _Place(str(path), path, True)
+    if here:
         raise BadInput(f"{name_or_path!r} is a file; a model is a folder with a config.json, or a name on the hub")
-    if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
+    if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1 or "\\" in name_or_path:
         raise BadInput(f"there is no model folder {name_or_path!r}")
-    return name_or_path
+    return _from_hub(name_or_path, path)
 
 
-def _weights(source: str, name: str, dtype: str) -> PreTrainedModel:
-    from safetensors import SafetensorError
+def _from_hub(name: str, path: Path) -> _Place:
+    """The cached files of a name on the hub, its config.json fetched first; says both readings where there is none."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    options: dict[str, Any] = {"local_files_only": offline or Path(source).is_dir(), "trust_remote_code": False}
-    if Path(source).is_dir():
-        refuse_foreign_files(Path(source))
+    beside = f" (the folder {str(path.parent)!r} is there, but has no {path.name!r})" if path.parent.is_dir() else ""
+    neither = f"the model {name!r} cannot be loaded: there is no such folder{beside if '/' in name else ''}, and "
     try:
-        config = AutoConfig.from_pretrained(source, **options)
-        options |= {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-        loaded: Any = auto_class(config).from_pretrained(source, **options)
-    except SafetensorError as error:
-        raise BadInput(f"a weights file of {name!r} is damaged or half downloaded: {first_sentence(error)}") from error
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        raise BadInput(f"{neither}it is no name that the hub could have") from None
+    known = Path(cached) if isinstance(cached, str) else None
+    offline = constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    notes = (
+        (f"the model was read from the hub as {name}: there is no such folder here",) if beside and "/" in name else ()
+    )
+    if not offline:
+        try:
+            get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=REACHING, retry_on_errors=False)
+            return _Place(name, Path(hf_hub_download(name, "config.json")).parent, False, notes)
+        except (EntryNotFoundError, HfHubHTTPError) as error:
+            if known is None:
+                raise BadInput(f"{neither}the hub says: {first_sentence(error)}") from None
+        except OfflineModeIsEnabled:
+            offline = True
+        except Exception as error:  # whatever the network library of the day raises
+            if known is None:
+                raise BadInput(
+                    f"{neither}the hub cannot be reached to look there ({first_sentence(error)}); give the path of a"
+                    " model folder, or connect this machine"
+                ) from None
+    if known is None:
+        raise BadInput(f"{neither}as a name on the hub it is not on this machine, which is offline (HF_HUB_OFFLINE)")
+    return _Place(name, known.parent, True, notes)
+
+
+# ---- weights
+
+
+def _packed(place: _Place, config: Mapping[str, Any], name: str, dtype: str) -> tuple[PreTrainedModel, Origin]:
+    """A folder that mcbench packed, decoded."""
+    packed = packed_bits(place.folder)
+    files = read_files(place.folder, {}, name)
+    require_layers(files, config, name)
+    model = read_compressed(place.folder, dtype=None if dtype == "auto" else getattr(torch, dtype))
+    origin = Origin(files, {key: key for key in files.tensors}, Left(), QUANT_METHOD, packed)
+    return model, origin
+
+
+def _settings(place: _Place, config: Mapping[str, Any], name: str) -> PretrainedConfig:
+    """The configuration as transformers reads it; BadInput where it cannot, or it names a format that we cannot."""
+    method = quantization_of(config)
+    if not is_compressed(place.folder):
+        require_decodable(method, name)
+    try:
+        settings: PretrainedConfig = AutoConfig.from_pretrained(
+            place.source, local_files_only=place.local, trust_remote_code=False
+        )
+        _decode(settings, method)
     except Exception as error:  # a damaged config raises whatever its fields lead to
         raise BadInput(f"the model {name!r} cannot be loaded: {first_sentence(error)}") from error
+    return settings
+
+
+def _weights(
+    place: _Place, config: Mapping[str, Any], settings: PretrainedConfig, name: str, dtype: str
+) -> tuple[PreTrainedModel, Origin]:
+    from safetensors import SafetensorError
+
+    method = quantization_of(config)
+    files = None
+    if Path(place.source).is_dir():
+        files = read_files(place.folder, config, name)
+        require_layers(files, config, name)
+    options: dict[str, Any] = {"local_files_only": place.local, "trust_remote_code": False}
+    try:
+        if files is not None:
+            _require_size(settings, files, name)
+        options |= {"config": settings, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        with _dropped() as dropped:
+            loaded: Any = auto_class(settings).from_pretrained(place.source, **options)
+    except SafetensorError as error:
+        raise BadInput(f"a weights file of {name!r} is damaged or half downloaded: {first_sentence(error)}") from error
+    except BadInput:
+        raise
+    except Exception as error:  # a damaged config raises whatever its fields lead to
+        raise BadInput(f"the model {name!r} cannot be loaded: {_reason(error)}") from error
     model: PreTrainedModel = loaded[0]
     info: dict[str, Any] = loaded[1]
     missing = sorted({*info["missing_keys"], *(str(key[0]) for key in info.get("mismatched_keys", ()))})
     if missing:
         raise BadInput(f"the weights of {name!r} are incomplete: {missing[0]} and {len(missing) - 1} more are missing")
-    if extra := sorted(info.get("unexpected_keys", ())):
+    if files is None:  # what the hub had is on this machine now
+        files = read_files(place.folder, config, name)
+    renamed = _renamed(model, files)
+    left = _left(model, files, renamed, sorted(info.get("unexpected_keys", ())), sorted(dropped.unexpected), config)
+    if extra := left.unexplained:
         raise BadInput(f"{name!r} holds weights that its config has no place for: {extra[0]} and {len(extra) - 1} more")
-    return model
+    notes = place.notes
+    if made := sorted(dropped.missing):
+        notes = (*notes, f"not in the files, and made by the class of the model: {made[0]} and {len(made) - 1} more")
+    return model, Origin(files, renamed, left, method, None, notes)
 
 
-def _tokenizer(source: str) -> PreTrainedTokenizerBase | None:
-    """None where the files are missing: a model can be compressed without one."""
+def _decode(config: Any, method: str) -> None:
+    """Asks transformers for the decoded weights, whatever device it finds."""
+    for part in (config, config.get_text_config()):
+        found = getattr(part, "quantization_config", None)
+        if isinstance(found, dict) and method in DECODED:
+            found["dequantize"] = True
+        elif isinstance(found, dict) and method == "compressed-tensors":
+            found["run_compressed"] = False
+
+
+def _require_size(config: Any, files: Files, name: str) -> None:
+    """Raises BadInput where a configuration describes far more numbers than the files can hold, before any is made."""
+    with torch.device("meta"):
+        described = sum(p.numel() for p in auto_class(config).from_config(config).parameters())
+    if described > 16 * files.size:  # a file of one bit a weight holds 8 to the byte
+        raise BadInput(
+            f"the config of {name!r} describes a model of {described:,} weights, which its files of {files.size:,}"
+            " bytes cannot hold"
+        )
+
+
+def _reason(error: BaseException) -> str:
+    text = first_sentence(error)
+    if "ignore_mismatched_sizes" in text:
+        return "its weights have other shapes than its config says"
+    return text
+
+
+@dataclass
+class _Dropped:
+    """What a class of transformers leaves out of its report of missing and unexpected weights."""
+
+    missing: set[str]
+    unexpected: set[str]
+
+
+@contextmanager
+def _dropped() -> Iterator[_Dropped]:
+    """Notes what a class of transformers says nothing about while it reads weights."""
+    found, own = _Dropped(set(), set()), PreTrainedModel._adjust_missing_and_unexpected_keys
+
+    def adjust(model: PreTrainedModel, info: Any) -> None:
+        missing, unexpected = set(info.missing_keys), set(info.unexpected_keys)
+        own(model, info)
+        found.missing |= missing - set(info.missing_keys)
+        found.unexpected |= unexpected - set(info.unexpected_keys)
+
+    PreTrainedModel._adjust_missing_and_unexpected_keys = adjust  # type: ignore[method-assign, assignment]
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return tokenizer
+        yield found
+    finally:
+        PreTrainedModel._adjust_missing_and_unexpected_keys = own  # type: ignore[method-assign]
+
+
+def _renamed(model: PreTrainedModel, files: Files) -> dict[str, str]:
+    """The name inside the model of each tensor of the files, by transformers' own table of names."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    table = get_model_conversion_mapping(model)
+    renamings = [entry for entry in table if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in table if isinstance(entry, WeightConverter)]
+    state = model.state_dict()
+    return {
+        key: rename_source_key(key, renamings, converters, model.base_model_prefix, state)[0] for key in files.tensors
+    }
+
+
+def _left(
+    model: PreTrainedModel,
+    files: Files,
+    renamed: Mapping[str, str],
+    unexpected: list[str],
+    dropped: list[str],
+    config: Mapping[str, Any],
+) -> Left:
+    """What was left out, under the names of the files."""
+    back: dict[str, list[str]] = {}
+    for key, name in renamed.items():
+        back.setdefault(name, []).append(key)
+    there = set(files.tensors)
+
+    def in_files(names: list[str]) -> list[str]:
+        return [key for name in names for key in ([name] if name in there else back.get(name, [name]))]
+
+    return explain(in_files(unexpected), in_files(dropped), config)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the libraries' own reports off the terminal: what matters of them is said in a sentence of ours."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)

@@ -10,6 +10,7 @@ D width of the model, F inner width of an expert.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,9 +27,10 @@ from mcbench.allocation import WeightCount
 from mcbench.attention import Received, collecting
 from mcbench.errors import BadInput
 from mcbench.experts import IMPLEMENTATION, PROJECTIONS, Experts, find_experts, prove_layout
-from mcbench.loading import read_model
+from mcbench.loading import Origin, read_model
 from mcbench.router import RouterRule, read_rule
 from mcbench.routing import SIGHTS, Choices, PairCounts, Routed, modality_marks
+from mcbench.source import Source, base_name, describe
 
 __all__ = ["PROJECTIONS", "MoEBatch", "MoEModel", "Trace", "load_model"]
 
@@ -83,14 +85,18 @@ class _Layer:
     decoder: int
 
 
-def load_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu") -> MoEModel:
+def load_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu", text: bool = False) -> MoEModel:
     """The model `reference`, a folder in transformers' format or a packed one of ours, or a name on the hub.
 
     dtype: auto (as stored; float32 for `reference`), float32, bfloat16 or float16. Only safetensors are read; code in a
-    model folder is never executed. Raises BadInput for whatever is missing, damaged, not finite or not understood.
+    model folder is never executed. text: whether it will have to read text, so that a model without tokenizer is
+    refused at once. Raises BadInput for whatever is missing, damaged, not finite or not understood, and where both
+    do not belong together.
     """
-    loaded = read_model(name_or_path, dtype=dtype, device=device)
-    return MoEModel(loaded.model, loaded.tokenizer, name_or_path)
+    loaded = read_model(name_or_path, dtype=dtype, device=device, text=text)
+    moe = MoEModel(loaded.model, loaded.tokenizer, name_or_path)
+    moe._no_tokenizer, moe._origin = loaded.no_tokenizer, loaded.origin
+    return moe
 
 
 class MoEModel:
@@ -105,6 +111,8 @@ class MoEModel:
         self.model = model.eval()
         self.name = name or str(model.config.name_or_path) or type(model).__name__
         self._tokenizer = tokenizer
+        self._no_tokenizer = ""
+        self._origin: Origin | None = None
         self._digest: str | None = None
         self._resumable: bool | None = None
         experts = find_experts(model)
@@ -142,10 +150,27 @@ class MoEModel:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Raises BadInput where the model came without one."""
+        """Raises BadInput with the reason where the model came without one."""
         if self._tokenizer is None:
-            raise BadInput(f"the model {self.name!r} has no tokenizer, so it cannot read text; add the tokenizer files")
+            none = f"the model {self.name!r} has no tokenizer, so it cannot read text; add the tokenizer files"
+            raise BadInput(self._no_tokenizer or none)
         return self._tokenizer
+
+    @functools.cached_property
+    def source(self) -> Source | None:
+        """What the model was in its files; None where it was not read from any."""
+        if self._origin is None:
+            return None
+        origin, components = self._origin, self.components()
+        return describe(
+            origin.files,
+            {key: components.get(base_name(name), "other") for key, name in origin.renamed.items()},
+            origin.left,
+            method=origin.method,
+            packed=origin.packed.expert_average if origin.packed is not None and self.is_moe else None,
+            computes=str(self.model.dtype).removeprefix("torch."),
+            notes=origin.notes,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -225,6 +250,16 @@ class MoEModel:
             for name, parameter in layer.block.named_parameters()
             if f"{layer.block_name}.{name}" not in taken
             and not f"{layer.block_name}.{name}".startswith(f"{layer.experts.name}.")
+        }
+
+    def components(self) -> dict[str, str]:
+        """The component of every parameter that is not "other", by its name in the transformers model."""
+        fused = ("gate_up_proj", "down_proj")
+        return {
+            **{f"{self.experts_name(layer)}.{part}": "experts" for layer in range(self.layers) for part in fused},
+            **dict.fromkeys((f"{name}.weight" for name in self.attention_linears()), "attention"),
+            **dict.fromkeys((f"{name}.weight" for name in self.shared_linears()), "shared"),
+            **dict.fromkeys(self.router_parameters(), "router"),
         }
 
     def weight_count(self) -> WeightCount:
@@ -532,7 +567,15 @@ class _Survey:
                 stack.enter_context(_listening(decoder, partial(self._returned, i)))
                 for child in decoder.children():
                     stack.enter_context(_hooked(child, child_called))
-            logits = model.logits(model._some_tokens())
+            try:
+                logits = model.logits(model._some_tokens())
+            except BadInput:
+                raise
+            except Exception as error:  # a config that does not fit the weights leads anywhere
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                raise BadInput(
+                    f"{self.name!r} cannot run {_SURVEY_TOKENS} tokens ({reason}); see its config"
+                ) from error
         if not bool(torch.isfinite(logits).all()):
             raise BadInput(f"{self.name!r} computes NaN or infinity for ordinary tokens; try --dtype float32")
         if order != list(range(len(self.experts))):

@@ -28,6 +28,7 @@ from mcbench.method import decisions
 from mcbench.progress import inner, muted, stage, track
 from mcbench.record import FILE_NAME, Record, Result
 from mcbench.sealed import Damaged, note, read_json, read_lines, unless_damaged, write_json
+from mcbench.source import PLAIN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -175,7 +176,7 @@ class Bench:
         with stage("starting torch and transformers"):
             from mcbench.model import load_model
         with stage(f"reading {model}"):
-            return cls(load_model(model, dtype=dtype, device=device), exam)
+            return cls(load_model(model, dtype=dtype, device=device, text=True), exam)
 
     def budget(
         self, composition: Composition, bits: float | None, expert_bits: float | None, widths: tuple[int, ...]
@@ -216,7 +217,7 @@ class Bench:
     ) -> tuple[Record, Path]:
         """One run on the model, which is its old self when this is over; the record, and the file it was written to."""
         moe, plain = self.moe, _without_policy(composition)
-        with clock.stage("evaluate 16 bits"):
+        with clock.stage(f"evaluate {moe.source.precision if moe.source else PLAIN}"):
             before = self.baseline()
             self._read_original()
         with ExitStack() as stack:
@@ -653,12 +654,10 @@ def _unchanged(moe: MoEModel) -> Compressed:
     """The model as it is, for the reference row."""
     import numpy as np
 
-    from mcbench.compression import uncompressed_sizes
+    from mcbench.compression import source_allocation, uncompressed_sizes
 
-    widths = np.full((moe.layers, moe.experts), 16)
-    allocation = BitAllocation(widths, attention=16, shared=16, router=16)
-    sizes = uncompressed_sizes(moe)
-    expert_bytes = np.full(widths.shape, sizes.bytes["experts"] / max(1, widths.size))
+    allocation, sizes = source_allocation(moe), uncompressed_sizes(moe)
+    expert_bytes = np.full(allocation.widths.shape, sizes.bytes["experts"] / max(1, allocation.widths.size))
     return Compressed(allocation, sizes, moe.digest(), expert_bytes)
 
 
@@ -787,6 +786,7 @@ def _record(
             experts=moe.experts,
             top_k=moe.top_k,
             count=count,
+            source=moe.source,
             tokenizer=tokenizer_digest(moe.tokenizer) if moe.tokenizer is not None else "",
         ),
         bits=recorded.Bits(
@@ -805,7 +805,16 @@ def _record(
         ),
         seed=seed,
         calibration=learnt.calibration,
-        fallbacks=tuple(dict.fromkeys((*learnt.fallbacks, *before.fallbacks(), *after.fallbacks()))),
+        fallbacks=tuple(
+            dict.fromkeys(
+                (
+                    *(moe.source.notes if moe.source else ()),
+                    *learnt.fallbacks,
+                    *before.fallbacks(),
+                    *after.fallbacks(),
+                )
+            )
+        ),
         baseline=before.fingerprint if after is not before else "",
         fingerprint=after.fingerprint,
         evaluation=after.settings,

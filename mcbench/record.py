@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeVar
 from mcbench.allocation import BitAllocation, WeightCount
 from mcbench.errors import BadInput
 from mcbench.files import printable, read_json, read_text, write_whole
+from mcbench.source import Source
 from mcbench.task import Estimate, Row, Scores, outcomes_of, rows_of
 
 SCHEMA = 4
@@ -50,6 +51,7 @@ class Model:
     """The model before compression. `layers`, `experts` and `top_k` count the MoE part; a dense model has 0 of each.
 
     digest: of weights and configuration. tokenizer: of what the tokenizer makes of texts; empty where it is not known.
+    source: the files that it was read from; None where it was read from none, and in older records.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Model:
     top_k: int
     count: WeightCount
     tokenizer: str = ""
+    source: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -412,7 +415,7 @@ _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
 # fields that later schemas added: left out where they are empty, so that older records keep their digest
 _ADDED: dict[str, tuple[str, ...]] = {
     "Record": ("routing", "fidelity"),
-    "Model": ("tokenizer",),
+    "Model": ("tokenizer", "source"),
     "Result": ("outcomes", "weights", "clusters"),
     "Routing": ("modalities",),
 }

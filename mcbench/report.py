@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from mcbench.datasets import SAMPLE, VERIFIED, Found
 from mcbench.overlap import DETAIL
 from mcbench.record import Record, Result, Routing
+from mcbench.source import PLAIN
 from mcbench.suites import SuiteScore, headline, suite_means
 from mcbench.task import Scores
 from mcbench.witness import ROW as WITNESS
@@ -27,7 +28,7 @@ def table(record: Record) -> str:
     experts = f"{model.layers} layers of {model.experts} experts, top-{model.top_k}" if model.layers else "dense"
     blocks = [f"{record.method} on {model.name} ({model.architecture}, {experts})", _bits(record)]
     if record.results:
-        blocks.append(_results(record.results))
+        blocks.append(_results(record))
         blocks += [means] if (means := _means(record.results)) else []
     if record.routing is not None:
         blocks.append(_routing(record.routing, record.results))
@@ -157,9 +158,15 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f} %"
 
 
-def _results(results: Sequence[Result]) -> str:
+def original_name(record: Record) -> str:
+    """What the uncompressed model is called: 16 bits, or the precision of its files where that is another."""
+    return PLAIN if record.model.source is None else record.model.source.precision
+
+
+def _results(record: Record) -> str:
+    results = record.results
     compared = any(result.baseline is not None for result in results)
-    heads = ["task", "metric", "n", "chance", *(["16 bits"] if compared else []), "score ± s.e."]
+    heads = ["task", "metric", "n", "chance", *([original_name(record)] if compared else []), "score ± s.e."]
     rows = [
         [
             result.task,
@@ -281,6 +288,11 @@ def _facts(record: Record) -> Iterator[tuple[str, str]]:
     if record.model.layers:
         widths = record.allocation.histogram.items()
         yield "experts", ", ".join(f"{n} at {width} bit{'s' * (width > 1)}" for width, n in widths)
+    if (source := record.model.source) is not None:
+        parts = dict.fromkeys(source.components.values())
+        files = f"{len(source.files)} file{'s' * (len(source.files) > 1)}"
+        yield "source", f"{source.precision}, {_megabytes(source.total)} in {files}, stored in {', '.join(parts)}"
+        yield from (("left out", text) for text in source.left_out)
     sizes = record.bits.bytes
     yield "weights", _sum(((name, _megabytes(size)) for name, size in sizes.items()), _megabytes(sum(sizes.values())))
     if (routing := record.routing) is not None and routing.active_bytes_per_token is not None:

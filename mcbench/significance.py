@@ -55,7 +55,7 @@ def measure(
     Sums over tokens become shares of the tokens in per cent; errors are those at `width` bits. The other arguments
     mean what they mean in `mcbench.run`. Raises BadInput as `calibrate`, or for a statistic that is not of experts.
     """
-    moe = load_model(defaults()["model"] if model is None else model, dtype=dtype, device=device)
+    moe = load_model(defaults()["model"] if model is None else model, dtype=dtype, device=device, text=True)
     data = calibration_data(moe, calibration, samples=SAMPLES if samples is None else samples, length=length)
     stats = calibrate(moe, data, tuple(needs.values()), widths=(width,))
     found = {name: np.asarray(stats.table(need), dtype=np.float64) for name, need in needs.items()}

@@ -539,7 +539,7 @@ def _fidelity(comparison: Comparison) -> str:
                 f"{_middle(found.load_gini):.3f} of {_middle(found.original_load_gini):.3f}",
             ]
         )
-    heads = ["from 16 bits", "KL, nats", "top-1 %", "top-5 %", "same experts %", "entropy", "Gini"]
+    heads = ["from uncompressed", "KL, nats", "top-1 %", "top-5 %", "same experts %", "entropy", "Gini"]
     return aligned(heads, rows, left=1) if rows else ""
 
 
@@ -582,9 +582,16 @@ def _remarks(comparison: Comparison, first: Versus) -> list[str]:
         note("p", f"McNemar's exact test or sign flips by cluster; Holm's correction for all {comparison.tests}"),
     ]
     if any(run.record.fidelity for run in (comparison.reference, *(other.run for other in comparison.others))):
-        lines.append(note("from 16 bits", "KL, likeliest tokens, experts by layer, load of experts (mean over layers)"))
+        lines.append(
+            note(
+                "distance",
+                "from the uncompressed model: KL, likeliest tokens, experts by layer, load of experts (mean)",
+            )
+        )
     if others := _fidelities(comparison)[1]:
-        lines.append(note("left out", f"{', '.join(others)}: another text was read for the distance from 16 bits"))
+        lines.append(
+            note("left out", f"{', '.join(others)}: another text was read for the distance from the uncompressed model")
+        )
     if any(c.same_answers is not None for c in first.contrasts):
         lines.append(note("agreement", "share answered as A does, right or wrong; divergence over choices in nats"))
     if (mean := first.overall) is not None and mean.without is not None:

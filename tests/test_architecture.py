@@ -48,6 +48,8 @@ ORDER = (
     "attention",
     "routing",
     "checkpoint",
+    "source",
+    "tokens",
     "loading",
     "model",
     "text",

@@ -157,6 +157,8 @@ def test_all_code_that_an_answer_goes_through_is_named_in_its_fingerprint() -> N
         "progress",
         "text",
         "loading",
+        "source",
+        "tokens",
         "checkpoint",
         "allocation",
         "method",

@@ -528,7 +528,7 @@ def test_what_takes_long_before_the_first_answer_is_said(
     run("none", model=str(model), tasks="mini-piqa,mini-gsm8k", limit=3, out=tmp_path, quiet=False)
     assert list(shown)[:8] == [
         "load", "data", "mini-piqa", "mini-gsm8k", "starting torch and transformers", f"reading {model}",
-        "evaluate 16 bits", "starting the evaluation",
+        "evaluate 32 bits", "starting the evaluation",
     ]  # fmt: skip
     assert {"self-test", "tokens", "shared beginnings", "mini-piqa: scores"} <= set(shown)
     assert shown["data"] == 2 and shown["tokens"] is not None

@@ -59,7 +59,7 @@ def test_the_record_says_what_was_asked_and_what_came_out(first: tuple[Record, P
     assert record.bits.expert < record.bits.label < record.bits.whole_model < record.bits.stored
     assert [r.n for r in record.results[1:]] == [4, 4] and record.partial
     assert set(record.stages) == {
-        "load", "evaluate 16 bits", "calibrate", "allocate", "compress", "evaluate", "fidelity",
+        "load", "evaluate 32 bits", "calibrate", "allocate", "compress", "evaluate", "fidelity",
     }  # fmt: skip
 
 

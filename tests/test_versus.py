@@ -116,7 +116,7 @@ def test_distances_from_16_bits_stand_together_only_over_one_text(tmp_path: Path
     texts = {"a": read, "b": dataclasses.replace(read, text="text@2", divergence=0.2)}
     first, second = (write_run(tmp_path / n, {PIQA: quiz(0, 0)}, fidelity=text) for n, text in texts.items())
     shown = table(compare([first, *[first] * 27, second]))
-    rows = [line for line in shown[shown.index("from 16 bits") :].splitlines() if " 0.1000 " in line]
+    rows = [line for line in shown[shown.index("from uncompressed") :].splitlines() if " 0.1000 " in line]
     assert [row.split("  ")[0] for row in (rows[0], rows[-1])] == ["A", "run 28"] and len(rows) == 28
     assert "0.2000" not in shown and "run 29: another text was read" in shown
 

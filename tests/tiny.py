@@ -96,7 +96,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {},
     "dots1": {},
     "qwen3_next": LINEAR_ATTENTION,
-    "qwen3_5_moe_text": LINEAR_ATTENTION,
+    "qwen3_5_moe_text": {**LINEAR_ATTENTION, "vocab_size": VOCABULARY + 1},  # its tokenizer class adds a token
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "afmoe": {},
     "solar_open": {},
@@ -147,20 +147,25 @@ def tiny_transformer(architecture: str, seed: int = 0, **overrides: Any) -> PreT
     return model
 
 
-def tiny_seeing_folder(folder: Path) -> Path:
-    """A Qwen3-VL-MoE, whose language model stands beside a vision tower."""
-    known = AutoConfig.for_model("qwen3_vl_moe").text_config
+def tiny_seeing_folder(folder: Path, architecture: str = "qwen3_vl_moe") -> Path:
+    """A Qwen3-VL-MoE, or another of its make, whose language model stands beside a vision tower."""
+    known = AutoConfig.for_model(architecture).text_config
     text = {name: value for name, value in SETTINGS.items() if value is not None and _settable(known, name)}
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+    if "linear_num_key_heads" in known.to_dict():
+        text |= LINEAR_ATTENTION
     vision: dict[str, Any] = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
     vision |= {"out_hidden_size": 32, "patch_size": 4, "deepstack_visual_indexes": [0]}
     marks = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     ids = dict(zip(marks, range(VOCABULARY, VOCABULARY + 4), strict=True))
-    config = AutoConfig.for_model("qwen3_vl_moe", text_config=text, vision_config=vision, **ids)
+    text["vocab_size"] = VOCABULARY + len(ids) + 1  # one that a class of tokenizers adds
+    config = AutoConfig.for_model(architecture, text_config=text, vision_config=vision, **ids)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"<{mark.removesuffix('_token_id')}>" for mark in marks], special_tokens=True)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
