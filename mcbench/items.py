@@ -38,7 +38,7 @@ class GenerationItem:
 
 @dataclass(frozen=True)
 class CodeItem:
-    """The head of a Python function; prompt, completion and tests are run together in a sandbox."""
+    """The head of a Python function; prompt and completion are run in a sandbox, and the tests ask them."""
 
     id: str
     prompt: str

@@ -7,6 +7,7 @@ lm-eval is, and `parts` gives them to its own loop. Subclass a kind once per fil
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -42,8 +43,9 @@ from mcbench.witness import noted, summary
 
 if TYPE_CHECKING:
     from mcbench.evaluation import LanguageModel
-    from mcbench.sandbox import Outcome
+    from mcbench.sandbox import Outcome, Program
 
+JUDGED_BY = 2  # ways of running programs so far: verdicts of an earlier one are made anew
 PROGRAMS_AT_A_TIME = 32  # problems, between two writes of the sample file
 SPLIT = "test"
 
@@ -199,7 +201,7 @@ class GenerationTask(WrittenTask):
 
 @dataclass(frozen=True)
 class CodeTask(WrittenTask):
-    """Function completion: prompt, completion and tests run together as a program, confined (see `mcbench.sandbox`).
+    """Function completion: prompt and completion run confined, and the tests ask them (see `mcbench.sandbox`).
 
     With `samples` = 1 the completion is greedy. With more, they are drawn at `temperature` and `top_p`, and the value
     is the unbiased pass@`k` of n `samples` per problem (Chen et al. 2021, https://arxiv.org/abs/2107.03374, eq. 1).
@@ -352,9 +354,25 @@ class CodeTask(WrittenTask):
         """Runs the programs of all completions of a batch."""
         programs = [_program(items[at], text) for at, row in batch.items() for text in row["completions"]]
         outcomes = iter(self._outcomes(programs))
-        return {at: self._row(row, [next(outcomes) for _ in row["completions"]]) for at, row in batch.items()}
+        return {
+            at: {
+                **self._row(row, [next(outcomes) for _ in row["completions"]]),
+                "judged": _digest_of_programs(items[at], row["completions"]),
+            }
+            for at, row in batch.items()
+        }
 
-    def _outcomes(self, programs: Sequence[str]) -> list[Outcome]:
+    def _outdated(
+        self, rows: Mapping[int, Row], written: Mapping[int, Row], items: Sequence[CodeItem]
+    ) -> Mapping[int, Row]:
+        found = {}
+        for at, row in rows.items():
+            current = written.get(at, row)
+            if row.get("judged") != _digest_of_programs(items[at], current["completions"]):
+                found[at] = current
+        return found
+
+    def _outcomes(self, programs: Sequence[Program]) -> list[Outcome]:
         from mcbench.sandbox import run_programs
 
         return run_programs(programs, cpu_seconds=self.cpu_seconds, wall_seconds=2 * self.cpu_seconds + 2)
@@ -484,5 +502,13 @@ class _Joined(TextItem):
     most: int | None = None
 
 
-def _program(item: CodeItem, text: str) -> str:
-    return f"{item.prompt}{text}\n{item.tests}\n"
+def _program(item: CodeItem, text: str) -> Program:
+    from mcbench.sandbox import Program
+
+    return Program(item.prompt, text, item.tests)
+
+
+def _digest_of_programs(item: CodeItem, texts: Sequence[str]) -> str:
+    """What a verdict is a verdict on: the problem, its tests, and what completes it."""
+    judged = json.dumps([item.prompt, item.tests, list(texts), JUDGED_BY])
+    return hashlib.sha256(judged.encode()).hexdigest()[:16]

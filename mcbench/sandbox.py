@@ -1,27 +1,26 @@
 """Runs Python programs that nobody has read, confined as strongly as this machine allows, and says how strongly.
 
-Every program has a process of its own without network, files, privileges or sight of other processes, with bounds on
-memory, processor time, processes, file size and output, and is killed with all its descendants when its time is up.
-What confines it is found out once by running a hostile program and looking at what it could do.
+A program and its tests run in a process each. The program is alone in its own: without network, files, privileges or
+sight of other processes, with bounds on memory, processor time, processes, file size and output. The tests ask it
+through a pipe (see `mcbench.answers`), so the verdict is formed where the program has no part in it. Both are killed
+with all their descendants when their time is up, and when mcbench ends, however that comes.
 
-This file is also what the confined side runs (`python -I -S sandbox.py`), so it imports the standard library only.
+What confines them is found out once by running a hostile program and looking at what it could do.
+
+This file is also what runs on the confined side, so it imports the standard library only.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
+import gc
 import json
 import os
-import platform
-import resource
-import secrets
 import select
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -29,23 +28,36 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-Status = Literal["passed", "failed", "timeout", "memory", "syntax", "killed"]
+from mcbench.answers import Status, Verdict, answer, judge
+from mcbench.confinement import (
+    MECHANISMS,
+    Job,
+    Limits,
+    Memory,
+    bubblewrap_command,
+    confine,
+    die_with,
+    enter,
+    free_uids,
+    part_from_tests,
+    python_command,
+)
 
-# strongest first; the first that contains the hostile program is taken
-MECHANISMS = {
-    "namespaces": "namespaces(mount,net,pid,ipc,uts)+uid+rlimits+seccomp",
-    "user-namespaces": "namespaces(user,mount,net,pid,ipc,uts)+rlimits+seccomp",
-    "bubblewrap": "bubblewrap+rlimits+seccomp",
-    "landlock": "uid+landlock+rlimits+seccomp",
-    "uid": "uid+rlimits",
-    "limits": "rlimits",
-}
+__all__ = ["MECHANISMS", "Isolation", "Limits", "Outcome", "Program", "Status", "isolation", "probe", "run_programs"]
+
+
+class Program(NamedTuple):
+    """A prompt, what completes it, and tests. The program is prompt and completion; the tests call what it defines."""
+
+    prompt: str
+    completion: str
+    tests: str
 
 
 class Outcome(NamedTuple):
-    """How a program ended: "passed" if it ran to its end, "failed" if it raised or left early.
+    """What the tests found: "passed" if they ran to their end, "failed" if they or the program raised or left early.
 
     "timeout": out of processor or wall-clock time; "memory": out of memory; "syntax": it is no Python; "killed": by a
     signal, or for writing too much.
@@ -64,19 +76,8 @@ class Isolation(NamedTuple):
     mechanism: str
 
 
-class Limits(NamedTuple):
-    """What one program may use."""
-
-    cpu_seconds: int = 2
-    wall_seconds: float = 6.0
-    memory_bytes: int = 256 << 20  # address space of each process
-    processes: int = 8
-    file_bytes: int = 1 << 20
-    output_bytes: int = 1 << 18
-
-
 def run_programs(
-    programs: Sequence[str],
+    programs: Sequence[Program],
     *,
     cpu_seconds: int = 2,
     wall_seconds: float = 6.0,
@@ -100,27 +101,25 @@ def isolation() -> Isolation:
     """The strongest confinement this machine offers, found by trying each on a hostile program."""
     from mcbench.progress import inner
 
-    found = []
     with inner("trying the sandbox", len(MECHANISMS)) as step:
         for mechanism in MECHANISMS:
             leaks = probe(mechanism)
             if leaks == ():
                 return Isolation(MECHANISMS[mechanism], True, "", mechanism)
-            if leaks is not None:
-                found.append((len(leaks), leaks, mechanism))
             step()
-    _, leaks, mechanism = min(found, key=lambda one: one[0])
-    return Isolation(MECHANISMS[mechanism], False, "not prevented: " + ", ".join(leaks), mechanism)
+    missing = "not prevented: " + ", ".join(leaks) if leaks else "nothing is prevented"
+    return Isolation(MECHANISMS["limits"], False, missing, "limits")
 
 
 def probe(mechanism: str) -> tuple[str, ...] | None:
     """What a hostile program could do under a mechanism; None where the mechanism does not work here at all."""
-    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:
-        outside = Path(folder)
+    with contextlib.ExitStack() as stack:
+        outside = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         outside.chmod(0o777)
         (outside / "readable").write_text("private")
         facts = {
-            "folder": folder,
+            "folder": str(outside),
             "port": server.getsockname()[1],
             "parent": os.getpid(),
             "processes": Limits().processes,
@@ -128,33 +127,38 @@ def probe(mechanism: str) -> tuple[str, ...] | None:
         }
         # the second program needs the standard library and must pass
         harmless = "import collections, decimal, hashlib, heapq, itertools, json, math, random, re, string, typing\n"
-        programs = [f"FACTS = {facts!r}\n{_HOSTILE}", harmless + "assert math.gcd(4, 6) == 2\n"]
+        programs = [
+            Program("", f"FACTS = {facts!r}\n{_HOSTILE}", "found = leaks()\nassert not found, '; '.join(found)"),
+            Program("", f"{harmless}def divisor(a, b): return math.gcd(a, b)\n", "assert divisor(4, 6) == 2\n"),
+        ]
         hostile, good = _serve(programs, mechanism, Limits(), 1)
-    if good.status != "passed" or not hostile.message.startswith("Leaks: "):
+    if good.status != "passed":
         return None
-    leaks: list[str] = json.loads(hostile.message.removeprefix("Leaks: "))
-    return tuple(leaks)
+    if hostile.status == "passed":
+        return ()
+    said = hostile.message.removeprefix("AssertionError: ")
+    return tuple(said.split("; ")) if said != hostile.message else ("ending the tests",)
 
 
 _HOSTILE = """
-import json, os, signal, socket, time
-leaks = []
-def attempt(name, action):
-    try:
-        action()
-    except (OSError, MemoryError):
-        return
-    leaks.append(name)
+import ctypes, os, signal, socket, time
+libc = ctypes.CDLL(None, use_errno=True)
+def call(name, *arguments):
+    if getattr(libc, name)(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), name)
 def connect():
     socket.create_connection(("127.0.0.1", FACTS["port"]), timeout=1).close()
 def send():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         one.sendto(b"x", ("127.0.0.1", FACTS["port"]))
         one.connect(("192.0.2.1", 9))
+def share():
+    with open("/dev/shm/mcbench-probe", "w") as file:
+        os.unlink(file.name)
 def fork():
     children = []
     try:
-        for _ in range(FACTS["processes"] + 2):
+        for _ in range(FACTS["processes"] + 8):
             child = os.fork()
             if not child:
                 time.sleep(20)
@@ -164,550 +168,351 @@ def fork():
         for child in children:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-attempt("connecting", connect)
-attempt("sending datagrams", send)
-attempt("reading files", lambda: open(FACTS["folder"] + "/readable").read())
-attempt("writing files", lambda: open(FACTS["folder"] + "/written", "w").write("x"))
-attempt("signalling other processes", lambda: os.kill(FACTS["parent"], 0))
-attempt("starting processes without end", fork)
-attempt("taking memory without end", lambda: bytearray(2 * FACTS["memory"]))
-class Leaks(Exception):
-    pass
-raise Leaks(json.dumps(leaks))
+def clone3():
+    made = libc.syscall(435, (ctypes.c_uint64 * 11)(0x10000000, 0, 0, 0, 17), 88)
+    if made == 0:
+        os._exit(0)
+    if made < 0:
+        raise OSError("clone3")
+ATTEMPTS = {
+    "connecting": connect,
+    "sending datagrams": send,
+    "reading files": lambda: open(FACTS["folder"] + "/readable").read(),
+    "writing files": lambda: open(FACTS["folder"] + "/written", "w").write("x"),
+    "seeing files": lambda: os.stat(FACTS["folder"] + "/readable"),
+    "listing files": lambda: os.listdir(FACTS["folder"]),
+    "changing files": lambda: os.chmod(FACTS["folder"] + "/readable", 0o644),
+    "memory shared with the machine": share,
+    "seeing processes": lambda: os.stat("/proc/1"),
+    "signalling other processes": lambda: os.kill(FACTS["parent"], 0),
+    "user namespaces": lambda: call("unshare", 0x10000000),
+    "user namespaces by clone3": clone3,
+    "mounting": lambda: call("syscall", 430, b"tmpfs", 0),
+    "message queues": lambda: call("msgget", 0, 0o1600),
+    "shared memory": lambda: call("shmget", 0, 4096, 0o1600),
+    "semaphores": lambda: call("semget", 0, 1, 0o1600),
+    "starting processes without end": fork,
+    "taking memory without end": lambda: bytearray(2 * FACTS["memory"]),
+}
+def leaks():
+    found = []
+    for name, action in ATTEMPTS.items():
+        try:
+            action()
+        except (OSError, MemoryError, AttributeError):
+            continue
+        found.append(name)
+    return found
 """
 
 
 def _serve(
-    programs: Sequence[str],
+    programs: Sequence[Program],
     mechanism: str,
     limits: Limits,
     workers: int,
     step: Callable[[], object] = lambda: None,
 ) -> list[Outcome]:
-    """Hands the programs to a server process without environment, which forks a confined child for each.
+    """Hands the programs to a server process without environment, which forks a supervisor for each.
 
     `step` is called as each of them ends.
     """
     if not programs:
         return []
-    with contextlib.ExitStack() as stack:
-        shared = "/tmp" if os.access("/tmp", os.W_OK) else None  # noqa: S108 - every user can reach what is mounted here
-        root = stack.enter_context(tempfile.TemporaryDirectory(dir=shared, prefix="mcbench-sandbox-"))
-        Path(root).chmod(0o755)
-        task = {
-            "programs": list(programs),
-            "mechanism": mechanism,
-            "limits": list(limits),
-            "workers": workers,
-            "root": root,
-            "bubblewrap": shutil.which("bwrap"),
-        }
-        server = subprocess.Popen(  # noqa: S603 - our own interpreter on this very file
-            [sys.executable, "-I", "-S", __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={},
-            cwd="/",
-            start_new_session=True,
-        )
-
-        def end() -> None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGKILL)
-
-        assert server.stdin and server.stdout
-        rounds = -(-len(programs) // workers) + 1
-        patience = threading.Timer(rounds * (limits.wall_seconds + 10), end)
-        patience.start()
-        answer: list[bytes] = []
-        try:
-            with contextlib.suppress(BrokenPipeError), server.stdin as tasks:
-                tasks.write(json.dumps(task).encode())
-            for line in server.stdout:
-                answer.append(line)
-                step()
-        finally:
-            patience.cancel()
-            end()
-            server.wait()
-            server.stdout.close()
-    # without real isolation a program can end the server: what it had not reported counts as killed
+    task = {
+        "programs": programs,
+        "mechanism": mechanism,
+        "limits": limits,
+        "workers": workers,
+        "bubblewrap": shutil.which("bwrap"),
+        "parent": os.getpid(),
+    }
+    server = subprocess.Popen(  # noqa: S603 - our own interpreter on this very file
+        [*python_command(str(Path(__file__).resolve().parent.parent)), "server"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={},
+        cwd="/",
+        start_new_session=True,
+    )
+    assert server.stdin and server.stdout
+    rounds = -(-len(programs) // workers) + 1
+    patience = threading.Timer(rounds * (limits.wall_seconds + 10), server.terminate)
+    patience.daemon = True
+    patience.start()
+    answers: list[bytes] = []
+    try:
+        with contextlib.suppress(BrokenPipeError), server.stdin as tasks:
+            tasks.write(json.dumps(task).encode())
+        for line in server.stdout:
+            answers.append(line)
+            step()
+    finally:
+        patience.cancel()
+        server.terminate()  # it takes all that it has started along
+        server.wait()
+        server.stdout.close()
     outcomes = {}
-    for line in answer:
+    for line in answers:
         with contextlib.suppress(ValueError, TypeError):
             at, status, message = json.loads(line)
             outcomes[at] = Outcome(status, message)
     return [outcomes.get(at, Outcome("killed", "the sandbox ended before the program")) for at in range(len(programs))]
 
 
-# -- the confined side: server -> supervisor of one program -> first process of its namespace -> the program
+# -- what runs apart. mcbench starts a server, the server a supervisor for each program, and the supervisor a keeper:
+# the first process of a namespace, with which all others in it die. The keeper starts the tests, then a second keeper
+# in a namespace within the first, and that one the program, which so cannot see the tests. Each of them is killed when
+# the one that started it is gone.
 
 
-class _Job(NamedTuple):
-    mechanism: str
-    limits: Limits
-    root: str
-    bubblewrap: str | None
-    uid: int  # of the program where the server may choose; no other process has it
-    slot: int
+def main() -> None:
+    """What this file does as a process of its own."""
+    role = sys.argv[2]
+    if role == "server":
+        _server(json.load(sys.stdin))
+    else:
+        _inside_bubblewrap(role)
 
 
 def _server(task: dict[str, Any]) -> None:
     """Runs each program under a supervisor, `workers` at a time; writes one line for each as it ends."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    die_with(task["parent"], by=signal.SIGTERM)
+    for name in _COMMON:
+        __import__(name)  # once, not once for each program
     pending = list(enumerate(task["programs"]))[::-1]
     running: dict[int, tuple[int, int, int]] = {}  # supervisor -> position, pipe to read, slot
-    first = _free_uids(task["workers"])
-    slots = list(range(task["workers"]))
-    limits = Limits(*task["limits"])
-    while pending or running:
-        while pending and slots:
-            at, program = pending.pop()
-            slot = slots.pop()
-            job = _Job(task["mechanism"], limits, task["root"], task["bubblewrap"], first + slot, slot)
-            read, write = os.pipe()
-            child = os.fork()
-            if not child:
-                os.close(read)
-                _end_with(lambda: _supervise(program, job, write))  # noqa: B023 - runs before the loop goes on
-            os.close(write)
-            running[child] = (at, read, slot)
-        child, _ = os.wait()
-        if child in running:
-            at, read, slot = running.pop(child)
-            slots.append(slot)
-            with os.fdopen(read, "rb") as pipe:
-                answer = pipe.read() or json.dumps(["killed", "the sandbox could not be entered"]).encode()
-            sys.stdout.write(json.dumps([at, *json.loads(answer)]) + "\n")
-            sys.stdout.flush()
+    workers, mechanism = task["workers"], task["mechanism"]
+    first = 0 if os.geteuid() else free_uids(2 * workers)
+    slots = list(range(workers))
+    limits, itself = Limits(*task["limits"]), os.getpid()
+    gc.freeze()  # forked processes copy no page on its account
+    with tempfile.TemporaryDirectory(prefix="mcbench-") if mechanism == "limits" else contextlib.nullcontext("") as at:
+        try:
+            while pending or running:
+                while pending and slots:
+                    place, program = pending.pop()
+                    slot = slots.pop()
+                    folder = f"{at}/{slot}" if at else ""
+                    job = Job(mechanism, limits, task["bubblewrap"], first + 2 * slot, folder)
+                    read, write = os.pipe()
+                    child = os.fork()
+                    if not child:
+                        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                        os.close(read)
+                        _end_with(lambda: _supervise(Program(*program), job, itself, write))  # noqa: B023 - runs at once
+                    os.close(write)
+                    running[child] = (place, read, slot)
+                child, _ = os.wait()
+                if child in running:
+                    place, read, slot = running.pop(child)
+                    slots.append(slot)
+                    with os.fdopen(read, "rb") as pipe:
+                        said = pipe.read() or json.dumps(["killed", "the sandbox could not be entered"]).encode()
+                    sys.stdout.write(json.dumps([place, *json.loads(said)]) + "\n")
+                    sys.stdout.flush()
+        finally:
+            for child in running:
+                os.kill(child, signal.SIGKILL)
+            for child in running:
+                os.waitpid(child, 0)
 
 
-def _supervise(program: str, job: _Job, answer: int) -> None:
-    """Starts one program, waits for it, kills all that is left of it, and writes [status, message] to `answer`."""
+class _Pipes(NamedTuple):
+    """Descriptors: where the tests ask, the program answers, both tell how they ended, and what the program prints."""
+
+    asked: int
+    asking: int
+    answered: int
+    answering: int
+    verdict: int
+    judging: int
+    ended: int
+    ending: int
+    printed: int
+    printing: int
+
+
+def _supervise(program: Program, job: Job, server: int, result: int) -> None:
+    """Starts a program and its tests, waits, kills all that is left of them, and writes [status, message]."""
     os.setsid()
+    die_with(server)
+    memory = Memory()
+    if job.folder:
+        Path(job.folder).mkdir(0o700)
     try:
-        enter = _ENTER[job.mechanism]
         enter(job)
     except OSError as error:
-        os.write(answer, json.dumps(["killed", f"the sandbox could not be entered: {error}"]).encode())
+        os.write(result, json.dumps(["killed", f"the sandbox could not be entered: {error}"]).encode())
         return
-    _die_with_parent()
-    nonce = secrets.token_hex(16)
-    output, report, ending = os.pipe(), os.pipe(), os.pipe()
-    child = os.fork()
-    if not child:
-        for fd in (answer, output[0], report[0], ending[0]):
-            os.close(fd)
-        _end_with(lambda: _first_process(program, job, nonce, output[1], report[1], ending[1]))
-    for fd in (output[1], report[1], ending[1]):
+    die_with(server)  # a change of user forgets it
+    pipes = _Pipes(*os.pipe(), *os.pipe(), *os.pipe(), *os.pipe(), *os.pipe())
+    alive, itself = os.pipe(), os.getpid()
+    children = []
+    sides = ("tests", "program") if job.mechanism == "bubblewrap" else ("both",)
+    for side in sides:
+        child = os.fork()
+        if not child:
+            os.close(alive[1])
+            die_with(0 if job.mechanism.endswith("namespaces") else itself)
+            if select.select([alive[0]], [], [], 0)[0]:
+                return  # the supervisor was gone before that
+            if side == "both":
+                _end_with(lambda: _keep_both(program, job, pipes))
+            _end_with(lambda: _exec_bubblewrap(side, program, job, pipes))  # noqa: B023 - runs at once
+        children.append(child)
+    for fd in (pipes.asked, pipes.asking, pipes.answered, pipes.answering, pipes.judging, pipes.ending, pipes.printing):
         os.close(fd)
-    said, ended, reason = _watch(output[0], report[0], ending[0], job.limits)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(child, signal.SIGKILL)  # the first process of a namespace takes all others with it
-        os.killpg(child, signal.SIGKILL)
-    if job.mechanism in ("landlock", "uid"):
-        _kill_all_of(job.uid)
-    os.waitpid(child, 0)
-    os.write(answer, json.dumps(_judge(said, ended, reason, nonce)).encode())
+    outcome = _watch(pipes, job.limits, lambda: sum(memory.used(child) for child in children))
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)  # the first process of a namespace takes all others with it
+        if job.mechanism == "limits":
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    if job.folder:
+        shutil.rmtree(job.folder, ignore_errors=True)
+    os.write(result, json.dumps(outcome).encode())
 
 
-def _watch(output: int, report: int, ending: int, limits: Limits) -> tuple[bytes, bytes, str]:
-    """What the program reported and how it ended, and why it was stopped if it was."""
+def _watch(pipes: _Pipes, limits: Limits, memory: Callable[[], int]) -> Outcome:
+    """Waits for the verdict, or for what makes one impossible."""
     deadline = time.monotonic() + limits.wall_seconds
-    received = {output: 0, report: 0, ending: 0}
-    kept = {output: b"", report: b"", ending: b""}
+    looked = time.monotonic()
+    kept = {pipes.verdict: b"", pipes.ended: b"", pipes.printed: b""}
+    printed = 0
+    open_ones = set(kept)
     while True:
-        left = deadline - time.monotonic()
-        ready, _, _ = select.select(list(received), [], [], max(0.0, left))
-        if not ready:
-            return kept[report], kept[ending], "timeout"
+        now = time.monotonic()
+        if now >= deadline:
+            return Outcome("timeout", "out of wall-clock time")
+        if now - looked >= _LOOK_SECONDS:
+            if memory() > limits.memory_bytes * 3 // 2:
+                return Outcome("memory", "out of memory in all its processes together")
+            looked = time.monotonic()
+        ready, _, _ = select.select(list(open_ones), [], [], max(0.0, min(deadline - now, _LOOK_SECONDS)))
         for fd in ready:
             data = os.read(fd, 1 << 16)
             if not data:
-                del received[fd]
-                if fd == ending:
-                    return kept[report] + _rest(report), kept[ending], ""
-                continue
-            received[fd] += len(data)
-            if fd != output:
+                open_ones.discard(fd)
+            elif fd == pipes.printed:
+                printed += len(data)
+            else:
                 kept[fd] = (kept[fd] + data)[: 1 << 16]
-            elif received[fd] > limits.output_bytes:
-                return kept[report], kept[ending], "output"
+        if printed > limits.output_bytes:
+            return Outcome("killed", "wrote too much")
+        if pipes.verdict not in open_ones:
+            ended = dict(line.split() for line in kept[pipes.ended].decode().splitlines())
+            verdict = _verdict(kept[pipes.verdict])
+            if verdict and not verdict.gone:
+                return Outcome(verdict.status, verdict.message)
+            who = "program" if verdict else "tests"
+            if who in ended:
+                return _explained(int(ended[who]), who)
+            # it has closed its pipes and may live on; it has a moment to end
+            deadline = min(deadline, time.monotonic() + _LOOK_SECONDS)
+            if pipes.ended not in open_ones or time.monotonic() >= deadline:
+                return Outcome("failed", f"the {who} stopped answering")
 
 
-def _rest(fd: int) -> bytes:
-    """What is in a pipe now, without waiting for more."""
-    os.set_blocking(fd, False)
-    with contextlib.suppress(OSError):
-        return os.read(fd, 1 << 16)
-    return b""
+_LOOK_SECONDS = 0.1
 
 
-def _judge(said: bytes, ended: bytes, reason: str, nonce: str) -> tuple[Status, str]:
-    """Status and message from the program's report (believed only with its nonce) and from how its process ended."""
-    if reason == "timeout":
-        return "timeout", "out of wall-clock time"
-    if reason == "output":
-        return "killed", "wrote too much"
-    with contextlib.suppress(ValueError, TypeError):
-        token, status, message = json.loads(said)
-        if token == nonce:
-            return status, message
-    code = int(ended or b"-9")
+def _verdict(said: bytes) -> Verdict | None:
+    """What the tests' side reported, if it did."""
+    try:
+        return Verdict(*json.loads(said))
+    except (ValueError, TypeError):
+        return None
+
+
+def _explained(code: int, who: str) -> Outcome:
+    """The outcome where a side ended without a verdict, by its exit code."""
     if -code == signal.SIGXCPU:
-        return "timeout", "out of processor time"
+        return Outcome("timeout", "out of processor time")
     if code < 0:
-        return "killed", f"signal {-code}"
-    return "failed", f"left with exit code {code} before its end"
+        return Outcome("killed", f"signal {-code}")
+    return Outcome("failed", f"the {who} left with exit code {code} before the end")
 
 
-def _first_process(program: str, job: _Job, nonce: str, output: int, report: int, ending: int) -> None:
-    """The parent of the program: it waits for it and says how it ended. As the first process of its namespace it
-    takes every descendant along when it leaves."""
+def _keep_both(program: Program, job: Job, pipes: _Pipes) -> None:
+    """The first process: starts the tests, then, in a namespace within its own, the keeper of the program."""
     os.setpgid(0, 0)
-    _die_with_parent()
-    if job.mechanism == "bubblewrap":
-        _exec_bubblewrap(program, job, nonce, output, report, ending)
+    tests = os.fork()
+    if not tests:
+        _end_with(lambda: _judge(program, job, pipes))
+    part_from_tests(job)
+    itself = os.getpid()
+    keeper = os.fork()
+    if not keeper:
+        die_with(0 if job.mechanism.endswith("namespaces") else itself)
+        _end_with(lambda: _keep("program", job, pipes, lambda: _answer(program, job, pipes)))
+    _tell_ends({tests: "tests", keeper: ""}, pipes)
+
+
+def _keep(side: str, job: Job, pipes: _Pipes, action: Callable[[], None]) -> None:
+    """The first process of one side's namespace: starts it and tells how it ends, and all of it ends with that."""
     child = os.fork()
     if not child:
-        os.close(ending)
-        _end_with(lambda: _program(program, job, nonce, output, report))
-    os.close(output)
-    os.close(report)
-    while True:
-        ended, status = os.wait()
-        if ended == child:
-            os.write(ending, str(os.waitstatus_to_exitcode(status)).encode())
-            return
+        _end_with(action)
+    _tell_ends({child: side}, pipes)
 
 
-def _program(program: str, job: _Job, nonce: str, output: int, report: int) -> None:
-    """Gives up everything, then runs the program and reports how that went."""
-    _confine(job, output, report)
-
-    itself = os.getpid()
-
-    def say(status: Status, message: str) -> None:
-        if os.getpid() == itself:  # not a child that the program has forked
-            os.write(report, json.dumps([nonce, status, message[:500]]).encode())
-
-    try:
-        code = compile(program, "program", "exec")
-    except (SyntaxError, ValueError) as error:
-        return say("syntax", f"{type(error).__name__}: {error}")
-    except MemoryError:
-        return say("memory", "")
-    except RecursionError as error:
-        return say("failed", f"RecursionError: {error}")
-    try:
-        exec(code, {"__name__": "__main__", "__builtins__": __builtins__})  # noqa: S102 - what a sandbox is for
-    except MemoryError:
-        return say("memory", "")
-    except BaseException as error:
-        return say("failed", f"{type(error).__name__}: {error}")
-    return say("passed", "")
+def _tell_ends(children: dict[int, str], pipes: _Pipes) -> None:
+    """Waits for some children, and for whoever has become one, and says how those with a name have ended."""
+    for fd in set(pipes) - {pipes.ending}:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    while children:
+        child, status = os.wait()
+        if side := children.pop(child, ""):
+            os.write(pipes.ending, f"{side} {os.waitstatus_to_exitcode(status)}\n".encode())
 
 
-def _confine(job: _Job, output: int, report: int) -> None:
-    """Descriptors, limits, identity, capabilities, files, system calls: each given up for good."""
-    limits = job.limits
-    null = os.open("/dev/null", os.O_RDONLY)
-    for source, target in ((null, 0), (output, 1), (output, 2)):
-        os.dup2(source, target)
-    os.closerange(3, report)
-    os.closerange(report + 1, 4096)
-    os.umask(0o077)
-    os.environ.clear()
-    files = [path for path in (sys.base_prefix, "/usr", "/lib", "/lib64", "/dev") if Path(path).exists()]
-    private = f"{job.root}/private-{job.slot}"
-    if job.mechanism in ("landlock", "uid", "limits"):
-        shutil.rmtree(private, ignore_errors=True)
-        Path(private).mkdir(0o700)
-        if job.mechanism != "limits":
-            os.chown(private, job.uid, job.uid)
-        os.chdir(private)
-    else:
-        os.chdir("/tmp")  # noqa: S108 - a file system of its own
-    for name, value in (
-        ("CORE", 0),
-        ("CPU", limits.cpu_seconds),
-        ("FSIZE", limits.file_bytes),
-        ("NOFILE", 64),
-        ("AS", limits.memory_bytes),
-        ("DATA", limits.memory_bytes),
-        ("MEMLOCK", 0),
-        ("MSGQUEUE", 0),
-        ("NPROC", limits.processes),
-    ):
-        kind = getattr(resource, f"RLIMIT_{name}", None)
-        if kind is not None:
-            soft, hard = value, value + (name == "CPU")
-            ceiling = resource.getrlimit(kind)[1]
-            if ceiling != resource.RLIM_INFINITY:
-                soft, hard = min(soft, ceiling), min(hard, ceiling)
-            resource.setrlimit(kind, (soft, hard))
-    if job.mechanism in ("namespaces", "landlock", "uid"):
-        _become(job.uid)
-    _drop_capabilities()
-    if job.mechanism == "landlock":
-        _restrict_files(read=files, write=[private])
-    if job.mechanism not in ("uid", "limits"):
-        _restrict_calls()
+def _judge(program: Program, job: Job, pipes: _Pipes) -> None:
+    confine(job, (pipes.answered, pipes.asking, pipes.judging), None, job.uid + 1)
+    verdict = judge(program.prompt, program.tests, pipes.answered, pipes.asking)
+    os.write(pipes.judging, json.dumps(verdict).encode())
 
 
-# -- ways of entering a sandbox
-
-_NEW = {"mount": 0x00020000, "uts": 0x04000000, "ipc": 0x08000000, "user": 0x10000000, "pid": 0x20000000}
-_NEW_NET = 0x40000000
-_BIND, _RECURSIVE, _PRIVATE, _REMOUNT = 4096, 16384, 1 << 18, 32
-_READ_ONLY, _NO_SUID, _NO_DEVICES, _NO_EXEC = 1, 2, 4, 8
+def _answer(program: Program, job: Job, pipes: _Pipes) -> None:
+    confine(job, (pipes.asked, pipes.answering), pipes.printing, job.uid)
+    answer(f"{program.prompt}{program.completion}\n", pipes.asked, pipes.answering)
 
 
-def _enter_namespaces(job: _Job) -> None:
-    """As root: mounts and namespaces first; the program changes its user later."""
-    if os.geteuid():
-        raise PermissionError("only root can do without a user namespace")
-    _unshare(_NEW["mount"] | _NEW["uts"] | _NEW["ipc"] | _NEW["pid"] | _NEW_NET)
-    _change_root(job.root)
-
-
-def _enter_user_namespaces(job: _Job) -> None:
-    """As anyone: a user namespace in which all the others may be made."""
-    if not os.geteuid():
-        _become(job.uid)
-        _call("prctl", 4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: else /proc/self belongs to root, and so does its uid_map
-    user, group = os.getuid(), os.getgid()
-    _unshare(_NEW["user"] | _NEW["mount"] | _NEW["uts"] | _NEW["ipc"] | _NEW["pid"] | _NEW_NET)
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"1000 {user} 1")
-    Path("/proc/self/gid_map").write_text(f"1000 {group} 1")
-    _change_root(job.root)
-
-
-def _enter_bubblewrap(job: _Job) -> None:
-    if not job.bubblewrap:
-        raise FileNotFoundError("bubblewrap is not installed")
-
-
-def _enter_as_user(job: _Job) -> None:
-    if os.geteuid():
-        raise PermissionError("only root can become another user")
-
-
-def _enter_nothing(job: _Job) -> None:
-    """Limits need no preparation."""
-
-
-_ENTER: dict[str, Callable[[_Job], None]] = {
-    "namespaces": _enter_namespaces,
-    "user-namespaces": _enter_user_namespaces,
-    "bubblewrap": _enter_bubblewrap,
-    "landlock": _enter_as_user,
-    "uid": _enter_as_user,
-    "limits": _enter_nothing,
-}
-
-
-def _change_root(root: str) -> None:
-    """A file system of its own: Python and the system's libraries read-only, an empty /tmp, nothing else."""
-    _call("mount", b"none", b"/", None, _RECURSIVE | _PRIVATE, None)
-    _call("mount", b"tmpfs", root.encode(), b"tmpfs", _NO_SUID | _NO_DEVICES, b"size=32m,mode=755")
-    for path in _library_folders():
-        if Path(path).is_symlink():  # /lib -> usr/lib
-            Path(f"{root}{path}").symlink_to(Path(path).readlink())
-            continue
-        target = Path(f"{root}{path}")
-        target.mkdir(parents=True, exist_ok=True)
-        _bind(path, str(target), read_only=True)
-    Path(f"{root}/dev").mkdir()
-    for device in ("null", "zero", "random", "urandom"):
-        Path(f"{root}/dev/{device}").touch()
-        _bind(f"/dev/{device}", f"{root}/dev/{device}", read_only=False)
-    private = Path(root, "tmp")
-    private.mkdir()
-    private.chmod(0o777)
-    os.chroot(root)
-    os.chdir("/")
-
-
-def _library_folders() -> list[str]:
-    """What Python needs to import its standard library; no folder that lies inside another."""
-    wanted = [path for path in ("/usr", "/lib", "/lib64", sys.base_prefix, sys.base_exec_prefix) if Path(path).exists()]
-    return [p for p in dict.fromkeys(wanted) if not any(p != q and Path(p).is_relative_to(q) for q in wanted)]
-
-
-def _bind(source: str, target: str, read_only: bool) -> None:
-    _call("mount", source.encode(), target.encode(), None, _BIND | _RECURSIVE, None)
-    if read_only:
-        # what the mount has locked must be asked for again
-        locked = os.statvfs(source).f_flag & (_NO_SUID | _NO_DEVICES | _NO_EXEC)
-        flags = _BIND | _REMOUNT | _READ_ONLY | _NO_SUID | _NO_DEVICES | locked
-        _call("mount", None, target.encode(), None, flags, None)
-
-
-def _exec_bubblewrap(program: str, job: _Job, nonce: str, output: int, report: int, ending: int) -> NoReturn:
-    """Becomes bubblewrap, which runs this file as its confined program."""
-    assert job.bubblewrap
+def _exec_bubblewrap(side: str, program: Program, job: Job, pipes: _Pipes) -> NoReturn:
+    """Becomes bubblewrap, which runs one side."""
     source, sink = os.pipe()
     if not os.fork():
         os.close(source)
         with os.fdopen(sink, "wb") as pipe:
-            pipe.write(json.dumps([program, list(job.limits), nonce, output, report, ending]).encode())
+            pipe.write(json.dumps([program, job, pipes]).encode())
         os._exit(0)
     os.close(sink)
     os.dup2(source, 0)
-    for fd in (output, report, ending):
-        os.set_inheritable(fd, True)
-    here = str(Path(__file__).resolve())
-    command = [job.bubblewrap, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
-    for path in _library_folders():
-        command += (
-            ["--symlink", str(Path(path).readlink()), path] if Path(path).is_symlink() else ["--ro-bind", path, path]
-        )
-    command += ["--dev", "/dev", "--tmpfs", "/tmp", "--ro-bind", here, "/sandbox.py", "--chdir", "/tmp"]  # noqa: S108
-    os.execv(job.bubblewrap, [*command, os.path.realpath(sys.executable), "-I", "-S", "/sandbox.py", "bubblewrap"])  # noqa: S606
+    mine = (
+        (pipes.answered, pipes.asking, pipes.judging)
+        if side == "tests"
+        else (pipes.asked, pipes.answering, pipes.printing)
+    )
+    for fd in pipes:
+        if fd in mine or fd == pipes.ending:
+            os.set_inheritable(fd, True)
+        else:
+            os.close(fd)
+    command = bubblewrap_command(job, Path(__file__).resolve().parent, [side])
+    os.execv(command[0], command)  # noqa: S606
 
 
-def _inside_bubblewrap() -> None:
-    """What runs inside bubblewrap: the same as the first process of a namespace made by ourselves."""
-    program, limits, nonce, output, report, ending = json.load(sys.stdin)
-    job = _Job("inside", Limits(*limits), "/", None, 0, 0)
-    _first_process(program, job, nonce, output, report, ending)
-
-
-def _become(uid: int) -> None:
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
-
-
-def _free_uids(count: int) -> int:
-    """The first of `count` users that run no process, from the range for short-lived services."""
-    used = set()
-    for status in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            used.add(status.stat().st_uid)
-    start = 61184 + os.getpid() * 16 % 4000
-    candidates = (61184 + (start - 61184 + step) % 4000 for step in range(4000))
-    return next((uid for uid in candidates if not used & set(range(uid, uid + count))), 65000)
-
-
-def _kill_all_of(uid: int) -> None:
-    """Kills every process of a user, from a process of that user (kill(-1) reaches all that it may signal)."""
-    child = os.fork()
-    if not child:
-        _become(uid)
-        with contextlib.suppress(OSError):
-            os.kill(-1, signal.SIGKILL)
-        os._exit(0)
-    os.waitpid(child, 0)
-
-
-# -- what the standard library has no words for
-
-
-@functools.lru_cache(maxsize=1)
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _call(name: str, *arguments: Any) -> int:
-    """A function of the C library; OSError where it fails."""
-    result = int(getattr(_libc(), name)(*(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments)))
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{name}: {os.strerror(code)}")
-    return result
-
-
-def _unshare(flags: int) -> None:
-    _call("unshare", flags)
-
-
-def _die_with_parent() -> None:
-    """Killed when the process that started this one is gone."""
-    if sys.platform == "linux":
-        _call("prctl", 1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-
-
-def _drop_capabilities() -> None:
-    """No capability, and none to be gained by running a program that has some."""
-    if sys.platform != "linux":
-        return
-    _call("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-    header = struct.pack("Ii", 0x20080522, 0)  # version 3, this process
-    with contextlib.suppress(OSError):
-        _call("capset", header, struct.pack("6I", *[0] * 6))
-
-
-# numbers of the system calls that a function completion has no use for, by machine
-_FORBIDDEN: dict[str, tuple[int, dict[str, int]]] = {
-    "x86_64": (
-        0xC000003E,
-        {
-            "socket": 41, "ptrace": 101, "mount": 165, "umount2": 166, "chroot": 161, "pivot_root": 155,
-            "unshare": 272, "setns": 308, "keyctl": 250, "add_key": 248, "request_key": 249, "bpf": 321,
-            "perf_event_open": 298, "userfaultfd": 323, "io_uring_setup": 425, "process_vm_readv": 310,
-            "process_vm_writev": 311, "kexec_load": 246, "init_module": 175, "finit_module": 313, "shmget": 29,
-        },
-    ),
-    "aarch64": (
-        0xC00000B7,
-        {
-            "socket": 198, "ptrace": 117, "mount": 40, "umount2": 39, "chroot": 51, "pivot_root": 41,
-            "unshare": 97, "setns": 268, "keyctl": 219, "add_key": 217, "request_key": 218, "bpf": 280,
-            "perf_event_open": 241, "userfaultfd": 282, "io_uring_setup": 425, "process_vm_readv": 270,
-            "process_vm_writev": 271, "kexec_load": 104, "init_module": 105, "finit_module": 273, "shmget": 194,
-        },
-    ),
-}  # fmt: skip
-
-
-class _Filter(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
-
-
-def _restrict_calls() -> None:
-    """A seccomp filter: sockets, mounts, namespaces, tracing and kernel interfaces fail with EPERM.
-
-    Other machines than x86_64 and aarch64 go without; what that leaves open the probe finds.
-    """
-    machine = platform.machine()
-    if machine not in _FORBIDDEN:
-        return
-    audit, calls = _FORBIDDEN[machine]
-    load, equal, at_least, back = 0x20, 0x15, 0x35, 0x06
-    allow, refuse, kill = 0x7FFF0000, 0x00050000 | 1, 0x80000000
-    numbers = sorted(calls.values())
-    code = [(load, 0, 0, 4), (equal, 1, 0, audit), (back, 0, 0, kill), (load, 0, 0, 0)]
-    if machine == "x86_64":  # the x32 calls have numbers of their own
-        code += [(at_least, 0, 1, 0x40000000), (back, 0, 0, kill)]
-    code += [(equal, len(numbers) - n, 0, number) for n, number in enumerate(numbers)]
-    code += [(back, 0, 0, allow), (back, 0, 0, refuse)]
-    packed = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in code))
-    program = _Filter(len(code), ctypes.cast(packed, ctypes.c_void_p))
-    _call("prctl", 22, 2, ctypes.byref(program), 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
-
-
-def _restrict_files(read: Sequence[str], write: Sequence[str]) -> None:
-    """Landlock: only these folders can be read or written, no TCP, no signal to a process outside (as far as known)."""
-    version = _syscall(444, None, 0, 1)
-    files = (1 << (13 if version < 2 else 14 if version < 3 else 15 if version < 5 else 16)) - 1
-    network, scope = (3 if version >= 4 else 0), (3 if version >= 6 else 0)
-    rules = struct.pack("QQQ", files, network, scope)
-    size = 24 if version >= 6 else 16 if version >= 4 else 8
-    ruleset = _syscall(444, rules, size, 0)
-    readable = 1 << 0 | 1 << 2 | 1 << 3  # execute, read file, read folder
-    for path, access in (*((p, readable) for p in read), *((p, files) for p in write)):
-        folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        _syscall(445, ruleset, 1, struct.pack("=Qi", access, folder), 0)
-        os.close(folder)
-    _syscall(446, ruleset, 0)
-    os.close(ruleset)
-
-
-def _syscall(number: int, *arguments: Any) -> int:
-    return _call("syscall", number, *arguments)
+def _inside_bubblewrap(side: str) -> None:
+    """The first process of a side that bubblewrap confines."""
+    program, job, pipes = json.load(sys.stdin)
+    inside, found = _Pipes(*pipes), Job(job[0], Limits(*job[1]), *job[2:])
+    action = _judge if side == "tests" else _answer
+    _keep(side, found, inside, lambda: action(Program(*program), found, inside))
 
 
 def _end_with(action: Callable[[], None]) -> NoReturn:
@@ -720,12 +525,5 @@ def _end_with(action: Callable[[], None]) -> NoReturn:
         os._exit(code)
 
 
-def _main(arguments: Sequence[str]) -> None:
-    if arguments:
-        _inside_bubblewrap()
-    else:
-        _server(json.load(sys.stdin))
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1:])
+# what tests and programs import most
+_COMMON = ("collections", "copy", "functools", "heapq", "itertools", "math", "random", "re", "string", "typing")

@@ -173,11 +173,21 @@ class Task:
             expected = self._samples_expected(lm, items)
         if max(rows, default=0) >= expected:
             raise BadInput(f"{str(sink)!r} holds a sample {max(rows)}, and {self.name} has {expected}: move it away")
+        written = self._written(lm, items, limit, sink)
+        outdated = self._outdated(rows, written, items)
+        if outdated:
+            note(
+                f"{self.name}: {len(outdated)} verdicts are on other programs or of an earlier way; they are made anew"
+            )
+            written = {**written, **outdated}
+            rows = {at: row for at, row in rows.items() if at not in outdated}
+            if file:
+                file.begin()
+                file.append(rows)
         if went_on and len(rows) < expected:
             note(f"{self.name}: {len(rows)} of {expected} samples are in {str(sink)!r} and kept; the others follow")
         if given_up := summary(rows.values()).get("given_up"):  # as the run that answered them did
             lm.give_up(given_up)
-        written = self._written(lm, items, limit, sink)
         answers = itertools.chain(
             self._score({at: row for at, row in written.items() if at not in rows}, items),
             self._answer(lm, items, frozenset(rows).union(written)),
@@ -242,6 +252,10 @@ class Task:
         self, lm: LanguageModel, items: Sequence[Any], limit: int | None, sink: Path | None
     ) -> Mapping[int, Row]:
         """What `_prepare` left in a file."""
+        return {}
+
+    def _outdated(self, rows: Mapping[int, Row], written: Mapping[int, Row], items: Sequence[Any]) -> Mapping[int, Row]:
+        """Samples whose verdict is not on what was written, with what was, by position."""
         return {}
 
     def _score(self, written: Mapping[int, Row], items: Sequence[Any]) -> Iterator[dict[int, Row]]:

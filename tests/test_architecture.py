@@ -61,6 +61,8 @@ ORDER = (
     "method",
     "policy",
     "composition",
+    "answers",
+    "confinement",
     "sandbox",
     "prefixes",
     "trunk",

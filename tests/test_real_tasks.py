@@ -27,7 +27,7 @@ from mcbench.errors import BadInput, UnknownName
 from mcbench.evaluation import Completion, LanguageModel
 from mcbench.items import GenerationItem
 from mcbench.kinds import CodeTask, PerplexityTask
-from mcbench.sandbox import isolation, run_programs
+from mcbench.sandbox import Program, isolation, run_programs
 from mcbench.scoring import score
 from mcbench.task import Task, completions_of, items_of, mean, pass_at_k
 
@@ -182,8 +182,8 @@ def test_right_and_wrong_programs_are_told_apart() -> None:
         pytest.skip(f"this machine confines by {isolation().name} only")
     items = task("humaneval").items()
     rows = load("humaneval", "test").rows
-    right = [f"{i.prompt}{r['canonical_solution']}\n{i.tests}\n" for i, r in zip(items, rows, strict=True)]  # type: ignore[union-attr]
-    wrong = [f"{i.prompt}    return None\n{i.tests}\n" for i in items]  # type: ignore[union-attr]
+    right = [Program(i.prompt, r["canonical_solution"], i.tests) for i, r in zip(items, rows, strict=True)]  # type: ignore[union-attr]
+    wrong = [Program(i.prompt, "    return None\n", i.tests) for i in items]  # type: ignore[union-attr]
     found = run_programs([*right, *wrong], cpu_seconds=3, wall_seconds=8)
     assert {o.status for o in found[: len(items)]} == {"passed"}
     assert {o.status for o in found[len(items) :]} == {"failed"}
