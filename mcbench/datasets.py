@@ -20,15 +20,13 @@ import itertools
 import json
 import os
 import re
-import socket
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mcbench.errors import BadInput, UnknownName
+from mcbench.hub import away
 from mcbench.plaintext import (
     SUFFIXES,
     arrow_rows,
@@ -307,9 +305,7 @@ def _in_cache(name: str, data: DataSet, split: str) -> Rows | None:
 def _from_hub(name: str, data: DataSet, split: str) -> Rows:
     reason = "it is not on the hub"
     if data.hub is not None:
-        reason = "HF_HUB_OFFLINE keeps the hub away"
-        if not any(os.environ.get(v, "").upper() in ("1", "ON", "YES", "TRUE") for v in _OFFLINE):
-            reason = _unreachable()
+        reason = away("HF_DATASETS_OFFLINE")
         if not reason:
             try:
                 return _downloaded(name, data, split, *data.hub)
@@ -321,24 +317,6 @@ def _from_hub(name: str, data: DataSet, split: str) -> Rows:
         f"the {split} split of {name!r} is in no data folder and no Hugging Face cache, and {reason}; "
         f"put {expected(name, split)} into a folder and name it with --data-dir or {FOLDER_VARIABLE}"
     )
-
-
-_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
-
-
-@functools.lru_cache(maxsize=1)
-def _unreachable() -> str:
-    """Why the hub cannot be asked, empty where it may; its own clients try for half a minute to find that out."""
-    from huggingface_hub import constants
-
-    if urllib.request.getproxies():
-        return ""
-    host = urllib.parse.urlsplit(constants.ENDPOINT).hostname or ""
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        return f"there is no network: {host} is unknown"
-    return ""
 
 
 def _downloaded(name: str, data: DataSet, split: str, repository: str, config: str | None) -> Rows:

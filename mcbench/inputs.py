@@ -10,11 +10,13 @@ import re
 import tempfile
 from pathlib import Path
 
+from mcbench import hub
 from mcbench.bounds import shown
 from mcbench.errors import BadInput, UnknownName
 from mcbench.files import PACKED
 from mcbench.reference import model_names
 from mcbench.registry import nearest, suggest
+from mcbench.sealed import note
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # that torch knows by name; whether one is there is found out when it is asked for
@@ -67,6 +69,8 @@ def require_model(name: str) -> None:
         raise BadInput(f"there is no model folder {shown(name)}; did you mean {near!r}?")
     if "/" not in name and nearest(name, model_names()):
         raise UnknownName(f"no model is called {shown(name)}; {suggest(name, model_names())}")
+    place = "in the Hugging Face cache" if hub.find(name).local else "on the hub"
+    note(f"there is no folder {name!r} here; the model of that name {place} is taken")
 
 
 def _folder_like(path: Path) -> str:

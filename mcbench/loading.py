@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from mcbench import hub
 from mcbench.allocation import BitAllocation
 from mcbench.checkpoint import QUANT_METHOD, auto_class, first_sentence, is_compressed, packed_bits, read_compressed
 from mcbench.errors import BadInput
@@ -33,7 +33,6 @@ from mcbench.source import (
 from mcbench.tokens import read_tokenizer, require_fit
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-REACHING = 5.0  # seconds that the hub may take to say whether it has a model
 
 
 @dataclass(frozen=True)
@@ -152,43 +151,8 @@ def _place(name_or_path: str) -> _Place:
         raise BadInput(f"{name_or_path!r} is a file; a model is a folder with a config.json, or a name on the hub")
     if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1 or "\\" in name_or_path:
         raise BadInput(f"there is no model folder {name_or_path!r}")
-    return _from_hub(name_or_path, path)
-
-
-def _from_hub(name: str, path: Path) -> _Place:
-    """The cached files of a name on the hub, its config.json fetched first; says both readings where there is none."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-
-    beside = f" (the folder {str(path.parent)!r} is there, but has no {path.name!r})" if path.parent.is_dir() else ""
-    neither = f"the model {name!r} cannot be loaded: there is no such folder{beside if '/' in name else ''}, and "
-    try:
-        cached = try_to_load_from_cache(name, "config.json")
-    except HFValidationError:
-        raise BadInput(f"{neither}it is no name that the hub could have") from None
-    known = Path(cached) if isinstance(cached, str) else None
-    offline = constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    notes = (
-        (f"the model was read from the hub as {name}: there is no such folder here",) if beside and "/" in name else ()
-    )
-    if not offline:
-        try:
-            get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=REACHING, retry_on_errors=False)
-            return _Place(name, Path(hf_hub_download(name, "config.json")).parent, False, notes)
-        except (EntryNotFoundError, HfHubHTTPError) as error:
-            if known is None:
-                raise BadInput(f"{neither}the hub says: {first_sentence(error)}") from None
-        except OfflineModeIsEnabled:
-            offline = True
-        except Exception as error:  # whatever the network library of the day raises
-            if known is None:
-                raise BadInput(
-                    f"{neither}the hub cannot be reached to look there ({first_sentence(error)}); give the path of a"
-                    " model folder, or connect this machine"
-                ) from None
-    if known is None:
-        raise BadInput(f"{neither}as a name on the hub it is not on this machine, which is offline (HF_HUB_OFFLINE)")
-    return _Place(name, known.parent, True, notes)
+    found = hub.find(name_or_path)
+    return _Place(name_or_path, found.folder, found.local, found.notes)
 
 
 # ---- weights

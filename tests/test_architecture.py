@@ -35,6 +35,7 @@ ORDER = (
     "arguments",
     "published",
     "audit",
+    "hub",
     "datasets",
     "reference",
     "inputs",

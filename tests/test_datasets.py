@@ -20,7 +20,7 @@ from huggingface_hub import constants
 from made_up import SHARED, shared
 from pyarrow import parquet
 
-from mcbench import datasets
+from mcbench import datasets, hub
 from mcbench.catalogue import TASKS, served
 from mcbench.datasets import (
     COUNTED,
@@ -638,7 +638,7 @@ def test_without_file_and_network_the_files_and_their_place_are_named(tmp_path: 
 
 def test_a_host_that_nobody_knows_ends_the_search_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr(datasets, "_unreachable", lambda: "there is no network: hub.invalid is unknown")
+    monkeypatch.setattr(hub, "_unreachable", lambda _: "there is no network: hub.invalid is unknown")
     with pytest.raises(BadInput, match="there is no network: hub.invalid is unknown; put piqa/valid.jsonl"):
         load("piqa", "validation")
 

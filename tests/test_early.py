@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,7 +20,7 @@ import torch
 from mcbench import inputs
 from mcbench.cli import main
 from mcbench.errors import BadInput, UnknownName
-from mcbench.inputs import require_device, require_model
+from mcbench.inputs import require_device
 from mcbench.pipeline import run
 
 # each is refused with exit code 2 and these words; "open" folders and files are made before
@@ -40,6 +45,7 @@ REFUSED = {
     "run --bits 2 --model referense": "did you mean 'reference'?",
     "run --bits 2 --model 'a model'": "there is no model folder 'a model'",
     "run --bits 2 --model a/b/c": "there is no model folder 'a/b/c'",
+    "run --bits 2 --model models/my-moe": "(the folder 'models' is there, but has no 'my-moe'), and HF_HUB",
     "run --bits 2 --model full/text.txt": "is a file",
     "run --bits 2 --save full": "holds something else",
     "run --bits 2 --save /": "no name for a new folder",
@@ -155,12 +161,89 @@ def test_every_device_that_torch_knows_is_known() -> None:
     assert set(listed.split(", ")) - obsolete <= set(inputs.DEVICES)
 
 
-def test_a_name_that_only_the_hub_can_know_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mistralai").mkdir()
-    require_model("mistralai/Mixtral-8x7B-v0.1")
-    require_model("gpt2")
-    require_model("reference")
+@pytest.fixture
+def hub_there() -> Iterator[str]:
+    """A hub on loopback that has one model, one that is gated and one without a config; its address."""
+    answers = {"some/gated": (403, "GatedRepo"), "some/bare": (404, "EntryNotFound"), "some/model": (200, "")}
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            name = self.path.partition("/resolve/")[0].strip("/")
+            status, code = answers.get(name, (404, "RepoNotFound"))
+            self.send_response(status)
+            for key, value in {"X-Error-Code": code, "X-Repo-Commit": "0" * 40, "ETag": "0" * 40}.items():
+                self.send_header(key, value)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+ASK = """
+import sys
+from mcbench.errors import BadInput
+from mcbench.inputs import require_model
+for name in sys.argv[1:]:
+    try:
+        require_model(name)
+        print("taken", file=sys.stderr)
+    except BadInput as error:
+        print(error, file=sys.stderr)
+print("torch" in sys.modules)
+"""
+
+
+def asked(names: Sequence[str], folder: Path, **environment: str) -> tuple[list[str], float]:
+    """What is said about names of models in a process that has another hub, and the seconds that it took."""
+    around = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")}
+    around |= {"HF_HOME": str(folder / "home"), **environment}
+    words = [sys.executable, "-c", ASK, *names]
+    started = time.monotonic()
+    done = subprocess.run(words, cwd=folder, env=around, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+    return done.stderr.splitlines(), time.monotonic() - started
+
+
+def test_a_name_that_only_the_hub_can_know_is_looked_for_there_and_this_is_said(tmp_path: Path, hub_there: str) -> None:
+    names = ("some/model", "some/absent", "some/gated", "some/bare", "absent")
+    said, _ = asked(names, tmp_path, HF_ENDPOINT=hub_there)
+    assert said[:2] == [
+        "mcbench: there is no folder 'some/model' here; the model of that name on the hub is taken",
+        "taken",
+    ]
+    reasons = ["no model of that name", "those who have accepted its terms", "holds no config.json", "no model of that"]
+    for name, line, reason in zip(names[1:], said[2:], reasons, strict=True):
+        assert line.startswith(f"the model {name!r} cannot be loaded: there is no such folder, and ") and reason in line
+
+
+def test_without_network_a_name_for_the_hub_is_refused_in_seconds_unless_it_was_downloaded(tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        (said,), seconds = asked(["some/model"], tmp_path, HF_ENDPOINT=nobody)
+        assert said.startswith(
+            "the model 'some/model' cannot be loaded: there is no such folder, and the hub cannot be "
+        )
+        assert "127.0.0.1 gives no connection" in said and seconds < 10
+        kept = tmp_path / "home" / "hub" / "models--some--model"
+        (kept / "refs").mkdir(parents=True)
+        (kept / "refs" / "main").write_text("0" * 40)
+        (kept / "snapshots" / ("0" * 40)).mkdir(parents=True)
+        (kept / "snapshots" / ("0" * 40) / "config.json").write_text("{}")
+        taken, _ = asked(["some/model"], tmp_path, HF_ENDPOINT=nobody)
+        assert taken[0].endswith("; the model of that name in the Hugging Face cache is taken") and len(taken) == 2
+    (said,), _ = asked(["other/model"], tmp_path, HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE keeps the hub away" in said
 
 
 def test_a_dtype_is_checked_from_python_as_well(tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ def test_a_model_that_cannot_be_used_is_named_with_its_fault(
         silent(tmp_path, model): "no tokenizer",
         pickled(tmp_path, model): "only safetensors files of the same folder are read",
         shortened(tmp_path, model): "no place for",
-        Path("no-such-owner/no-such-model"): "cannot be loaded",
+        Path("no-such-owner/no-such-model"): "HF_HUB_OFFLINE keeps the hub away",
     }.items():
         assert said in refused(capsys, *common, "--model", path), path
 
