@@ -30,6 +30,11 @@ class Parser(argparse.ArgumentParser):
         """Ends the program with exit code 2: how the command is called, then what is wrong."""
         super().error(_LONG.sub(lambda found: f"{found.group()[:SHOWN]}...'", message))
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.option_strings and arg_strings == ["--"]:  # argparse takes it away, and gives a list of nothing
+            raise argparse.ArgumentError(action, "expected one argument")
+        return super()._get_values(action, arg_strings)
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             name = action.metavar or action.dest

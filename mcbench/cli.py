@@ -20,7 +20,7 @@ from mcbench import __version__
 from mcbench.arguments import Parser
 from mcbench.bounds import require_settings, shown
 from mcbench.errors import BadInput, CheckFailed, UnknownName
-from mcbench.failures import DEBUG, UNFORESEEN, debugging, out_of_memory, sentence
+from mcbench.failures import DEBUG, UNFORESEEN, bearable, debugging, out_of_memory, sentence
 from mcbench.interrupts import INTERRUPTED, asked, heard, require_none
 
 if TYPE_CHECKING:
@@ -561,7 +561,7 @@ def _command(
 
 
 def _stop(reason: object, code: int) -> int:
-    print(f"mcbench: {reason}", file=sys.stderr)
+    print(f"mcbench: {bearable(str(reason))}", file=sys.stderr)
     return code
 
 

@@ -19,6 +19,7 @@ from mcbench.bounds import SHOWN
 UNFORESEEN = 70  # EX_SOFTWARE of sysexits: an error of the program, not of its input
 DEBUG = "MCBENCH_DEBUG"  # set, it shows the details of every failure
 LONGEST = 4 * SHOWN  # characters of an error's own words
+_ENDLESS = re.compile(r"\S{4096,}")  # longer than any path can be
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|Cannot allocate memory", re.IGNORECASE)
 
 
@@ -52,6 +53,11 @@ def keep_details(error: BaseException, folder: Path | None = None) -> Path | Non
                 if place is not None and place.is_dir():
                     return _new_file(place, text)
     return None
+
+
+def bearable(text: str) -> str:
+    """A message with the middle of each endless word left out, such as a path that was typed by mistake."""
+    return _ENDLESS.sub(lambda word: f"{word.group()[:SHOWN]}[... {len(word.group()):,} characters]", text)
 
 
 def summary(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -113,9 +114,25 @@ def write_whole(path: Path, content: bytes) -> None:
             part.unlink(missing_ok=True)
 
 
+LONGEST = 2**30  # bytes of a file that is read as one text
+
+
+def require_file(path: Path, what: str, largest: int | None = None) -> None:
+    """Raises BadInput, which calls it `what`, for a device or pipe, which may have no end, and for one too large.
+
+    OSError where there is nothing or it may not be looked at; a folder is left to who reads it.
+    """
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode) and not stat.S_ISDIR(state.st_mode):
+        raise BadInput(f"{what} cannot be read: {str(path)!r} is a device, pipe or socket; save its content as a file")
+    if largest is not None and state.st_size > largest:
+        raise BadInput(f"{what} cannot be read: it has {state.st_size:,} bytes, and {largest:,} are the most")
+
+
 def read_text(path: Path, what: str) -> str:
     """The UTF-8 text of a file, which an error calls `what`; BadInput where it cannot be read."""
     try:
+        require_file(path, what, LONGEST)
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
@@ -128,8 +145,9 @@ def require_writable(folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"\0")
-    except OSError as error:
-        raise BadInput(f"the output folder {str(folder)!r} cannot be written: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError for what no path can hold
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise BadInput(f"the output folder {str(folder)!r} cannot be written: {reason}") from None
 
 
 def _umask() -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from mcbench import hub
 from mcbench.bounds import shown
 from mcbench.errors import BadInput, UnknownName
-from mcbench.files import PACKED
+from mcbench.files import PACKED, require_file
 from mcbench.reference import model_names
 from mcbench.registry import nearest, suggest
 from mcbench.sealed import note
@@ -57,18 +57,18 @@ def require_model(name: str) -> None:
     try:
         if path.is_dir():
             if not (path / "config.json").is_file():
-                raise BadInput(f"{shown(name)} is no model folder: it has no config.json")
+                raise BadInput(f"{name!r} is no model folder: it has no config.json")
             return
         if path.exists():
-            raise BadInput(f"{shown(name)} is a file; a model is a folder with a config.json, or a name on the hub")
+            raise BadInput(f"{name!r} is a file; a model is a folder with a config.json, or a name on the hub")
     except OSError as error:
-        raise BadInput(f"{shown(name)} cannot be read: {error.strerror}") from None
+        raise BadInput(f"{name!r} cannot be read: {error.strerror}") from None
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not _HUB_NAME.fullmatch(name):
-        raise BadInput(f"there is no model folder {shown(name)}")
+        raise BadInput(f"there is no model folder {name!r}")
     if near := _folder_like(path):
-        raise BadInput(f"there is no model folder {shown(name)}; did you mean {near!r}?")
+        raise BadInput(f"there is no model folder {name!r}; did you mean {near!r}?")
     if "/" not in name and nearest(name, model_names()):
-        raise UnknownName(f"no model is called {shown(name)}; {suggest(name, model_names())}")
+        raise UnknownName(f"no model is called {name!r}; {suggest(name, model_names())}")
     place = "in the Hugging Face cache" if hub.find(name).local else "on the hub"
     note(f"there is no folder {name!r} here; the model of that name {place} is taken")
 
@@ -88,10 +88,13 @@ def require_calibration(path: str | Path) -> None:
     try:
         if not str(path).strip() or Path(path).is_dir():
             raise BadInput(f"{str(path)!r} is no calibration text; name a file")
+        require_file(Path(path), "the calibration text")
         with Path(path).open("rb"):
             return
     except FileNotFoundError:
         raise BadInput(f"there is no calibration text at {str(path)!r}; check the path") from None
+    except BadInput:
+        raise
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise BadInput(f"the calibration text {str(path)!r} cannot be read: {reason}") from None
@@ -103,16 +106,19 @@ def require_place(folder: str | Path) -> Path:
     It has to be new, empty, or an earlier compressed model, and no link.
     """
     place = Path(folder).absolute()
-    if not place.name or place.is_symlink():
-        raise BadInput(f"{str(folder)!r} is no name for a new folder; choose one")
     try:
+        if not place.name or place.is_symlink():
+            raise BadInput(f"{str(folder)!r} is no name for a new folder; choose one")
         if place.exists() and not (place / PACKED).is_file() and (not place.is_dir() or any(place.iterdir())):
             raise BadInput(f"{str(folder)!r} holds something else; choose a new folder for the compressed model")
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place.parent) as probe:
             probe.write(b"\0")
-    except OSError as error:
-        raise BadInput(f"{str(folder)!r} cannot be written: {error.strerror}") from None
+    except BadInput:
+        raise
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise BadInput(f"{str(folder)!r} cannot be written: {reason}") from None
     return place
 
 

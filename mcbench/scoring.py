@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from mcbench.catalogue import TASKS, task_with
 from mcbench.errors import BadInput
+from mcbench.files import require_file
 from mcbench.kinds import CodeTask
 from mcbench.task import COMPLETIONS
 
 if TYPE_CHECKING:
     from mcbench.evaluation import LanguageModel
     from mcbench.task import Scores
+
+
+LONGEST_LINE = 2**20  # bytes of the line that says whose the programs are
 
 
 def score(path: str | Path, *, task: str = "", allow_code_execution: bool = False) -> Scores:
@@ -73,8 +77,9 @@ class _Writer:
 def _owner(path: Path) -> dict[str, Any]:
     """The first line of a file of programs."""
     try:
+        require_file(path, "the file of programs")
         with path.open("rb") as file:
-            owner = json.loads(file.readline())
+            owner = json.loads(file.readline(LONGEST_LINE))
     except OSError as error:
         raise BadInput(f"{str(path)!r} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):

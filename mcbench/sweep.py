@@ -27,6 +27,7 @@ from mcbench.catalogue import select_tasks
 from mcbench.composition import Composition, compose, defaults, method_strings, split
 from mcbench.datasets import data_folder
 from mcbench.errors import BadInput, CheckFailed, UnknownName
+from mcbench.files import LONGEST, require_file
 from mcbench.inputs import require_device
 from mcbench.pipeline import Bench, Clock, Exam, alone_in, language_model, require_sources, source_digest
 from mcbench.progress import muted, track
@@ -280,6 +281,7 @@ def read_grid(path: str | Path, **changes: Any) -> Grid:
     """
     path = Path(path)
     try:
+        require_file(path, "the grid", LONGEST)
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"the grid {str(path)!r} cannot be read: {error.strerror}") from None

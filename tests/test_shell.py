@@ -16,6 +16,8 @@ import pytest
 from mcbench import cli, failures
 from mcbench.cli import _parser, main
 from mcbench.errors import BadInput
+from mcbench.files import require_writable
+from mcbench.inputs import require_place
 
 RUN = [sys.executable, "-m", "mcbench"]
 
@@ -213,3 +215,65 @@ def test_a_name_like_no_other_is_answered_with_all(capsys: pytest.CaptureFixture
         assert main(words) == 2
         told = capsys.readouterr().err
         assert "; known are " in told and "; (" not in told
+
+
+# -- values that no option can want
+
+
+ENDLESS = {
+    "a record": ["compare", "{}", "{}"],
+    "records": ["leaderboard", "{}", "--out", "out"],
+    "a figure's records": ["figure", "tradeoff", "{}"],
+    "a profile's record": ["profile", "--record", "{}"],
+    "calibration text": ["run", "--bits", "2", "--calibration", "{}"],
+    "a grid": ["sweep", "{}"],
+    "programs": ["score", "{}"],
+    "a model": ["run", "--bits", "2", "--model", "{}"],
+    "a method": ["check", "{}"],
+    "a data folder": ["data", "check", "{}"],
+}
+
+
+@pytest.mark.parametrize("words", ENDLESS.values(), ids=ENDLESS)
+def test_a_device_or_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pipe = tmp_path / "pipe.completions.jsonl"
+    os.mkfifo(pipe)
+    device = tmp_path / "zero.completions.jsonl"
+    device.symlink_to("/dev/zero")
+    for place in (pipe, device):
+        assert main([word.format(place) for word in words]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("mcbench: ") and said.count("\n") == 1 and str(place.name) in said
+
+
+def test_two_dashes_are_the_value_of_no_option(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--bits", "--widths", "--out", "--limit", "--dtype"):
+        with pytest.raises(SystemExit) as caught:
+            main(["run", f"{option}=--"])
+        assert caught.value.code == 2 and f"{option}: expected one argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["show", "{}"], ["compare", "{}", "b"], ["run", "--bits", "2", "--model", "{}"]])
+def test_an_endless_word_is_shortened_in_the_message(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word.format("x" * 100_000) for word in words]) == 2
+    said = capsys.readouterr().err
+    assert len(said) < 4000 and "characters" in said
+
+
+def test_a_record_of_gigabytes_is_refused_before_it_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "record.json"
+    with path.open("wb") as file:
+        file.truncate(2**35)
+    assert main(["compare", str(path), str(path)]) == 2
+    assert "it has 34,359,738,368 bytes, and 1,073,741,824 are the most" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["a\0b", "x" * 300, "x/" * 3000, "file/below", "/proc/nowhere/below"])
+def test_a_place_that_cannot_be_is_refused_from_python_as_well(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for where in (require_writable, require_place):
+        with pytest.raises(BadInput, match="cannot be written|is no name"):
+            where(tmp_path / place)
