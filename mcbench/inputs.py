@@ -107,7 +107,7 @@ def require_place(folder: str | Path) -> Path:
     """
     place = Path(folder).absolute()
     try:
-        if not place.name or place.is_symlink():
+        if not place.name or "\0" in place.name or place.is_symlink():
             raise BadInput(f"{str(folder)!r} is no name for a new folder; choose one")
         if place.exists() and not (place / PACKED).is_file() and (not place.is_dir() or any(place.iterdir())):
             raise BadInput(f"{str(folder)!r} holds something else; choose a new folder for the compressed model")
