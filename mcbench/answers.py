@@ -179,6 +179,7 @@ def _run(program: str, module: types.ModuleType) -> list[str] | None:
     try:
         exec(code, module.__dict__)  # noqa: S102 - what a sandbox is for
     except MemoryError:
+        module.__dict__.clear()  # room for what is said of it
         return ["memory", ""]
     except SystemExit as error:
         # as at a shell: leaving with 0 at its end is no failure, and what it has defined can be asked for

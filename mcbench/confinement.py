@@ -81,7 +81,7 @@ def part_from_tests(job: Job) -> None:
     """The next child shares neither processes nor files with the tests, which this process has started before."""
     if job.mechanism in ("namespaces", "user-namespaces"):
         _unshare(_NEW_PID | _NEW_MOUNT)
-        _call("mount", b"tmpfs", b"/tmp", b"tmpfs", _NO_SUID | _NO_DEVICES, b"size=32m,mode=1777")
+        _call("mount", b"tmpfs", b"/tmp", b"tmpfs", _NO_SUID | _NO_DEVICES, b"size=32m,nr_inodes=8k,mode=1777")
 
 
 def confine(job: Job, keep: Collection[int], output: int | None, uid: int) -> None:
@@ -248,7 +248,7 @@ def _change_root() -> None:
         raise FileNotFoundError(f"none of {', '.join(places)} is free to mount a root on")
     root = free[0]
     _call("mount", b"none", b"/", None, _RECURSIVE | _PRIVATE, None)
-    _call("mount", b"tmpfs", root.encode(), b"tmpfs", _NO_SUID | _NO_DEVICES, b"size=32m,mode=755")
+    _call("mount", b"tmpfs", root.encode(), b"tmpfs", _NO_SUID | _NO_DEVICES, b"size=32m,nr_inodes=8k,mode=755")
     for path in library_folders():
         target = Path(f"{root}{path}")
         if Path(path).is_symlink():  # /lib -> usr/lib
