@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import math
@@ -24,6 +23,7 @@ from mcbench.datasets import data_folder
 from mcbench.errors import BadInput, require_all
 from mcbench.files import require_writable
 from mcbench.inputs import require_calibration, require_device, require_dtype, require_model, require_place
+from mcbench.locks import in_turn
 from mcbench.method import decisions
 from mcbench.progress import inner, muted, stage, track
 from mcbench.record import FILE_NAME, Record, Result
@@ -102,7 +102,8 @@ def run(
     chosen = select_tasks(defaults()["tasks"] if tasks is None else tasks)
     exam = Exam(chosen, Path(out), limit, allow_code_execution, execute)
     clock = Clock()
-    with muted(quiet), data_folder(data_dir), alone_in(Path(out)):
+    require_writable(out)
+    with muted(quiet), data_folder(data_dir):
         if save is not None:
             require_place(save)
         require_device(device)
@@ -238,7 +239,7 @@ class Bench:
             if composition.policy is not None:
                 assert data is not None
                 with clock.stage("calibrate routing"):
-                    policy = _fit(composition.policy, moe, data, learnt.identity, self.exam.calibration)
+                    policy = fit_policy(composition.policy, moe, data, learnt.identity, self.exam.calibration)
                     if save is not None:
                         policy.save(Path(save) / POLICY_FOLDER)
                 with clock.stage("evaluate pruned"):
@@ -355,7 +356,8 @@ class Bench:
         quantizer = composition.owner("quantize")
         name = f"{quantizer} {source_digest(quantizer)}"
         codes = LayerwiseStore(self.moe, data, quantizer.method, name, allocation, folder=self.exam.calibration)
-        codes.prepare()
+        with in_turn(self.exam.calibration / f".{codes.key[:16]}.lock"):
+            codes.prepare()
         return codes
 
 
@@ -443,6 +445,7 @@ class Exam:
             settings = lm.settings()  # as the fingerprint has them, whatever is given up on the way
             identity = lm.identity
             folder = self.place(moe, title, lm.fingerprint)
+            stack.enter_context(in_turn(folder / ".lock"))  # a run at the same time may ask the same model
             scores = []
             for task in self.tasks:
                 sink = folder / f"{task.protocol}.jsonl"
@@ -567,27 +570,6 @@ class Compressed:
     fallbacks: tuple[str, ...] = ()
 
 
-@contextmanager
-def alone_in(out: Path) -> Iterator[None]:
-    """Keeps a second run out of the folder while this one writes there; the lock goes with the process."""
-    require_writable(out)
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BadInput(f"another run is writing to {str(out)!r}; wait for it or choose another --out") from None
-        yield
-
-
-@contextmanager
-def in_turn(path: Path) -> Iterator[None]:
-    """One process after another: waits until none is inside a block with the same lock file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _budget(
     composition: Composition, moe: MoEModel, bits: float | None, expert_bits: float | None, widths: tuple[int, ...]
 ) -> BitBudget | None:
@@ -673,11 +655,13 @@ def _without_policy(composition: Composition) -> str:
     return "+".join(str(part) for part in composition.parts if part is not composition.policy)
 
 
-def _fit(part: Part, moe: MoEModel, data: CalibrationData, identity: str, folder: Path) -> RoutingPolicy:
+def fit_policy(part: Part, moe: MoEModel, data: CalibrationData, identity: str, folder: Path) -> RoutingPolicy:
     """The policy, learnt on the model that will run under it; kept under `folder`."""
     from mcbench.policy import fit
 
-    return fit(str(part), part.method, moe, data, identity=identity, source=source_digest(part), folder=folder)
+    one = hashlib.sha256(f"{part} {identity} {data.digest}".encode()).hexdigest()
+    with in_turn(folder / f".{one[:16]}.lock"):
+        return fit(str(part), part.method, moe, data, identity=identity, source=source_digest(part), folder=folder)
 
 
 def _routing(

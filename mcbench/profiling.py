@@ -32,9 +32,11 @@ from mcbench.compression import uncompressed_sizes
 from mcbench.errors import BadInput, UnknownName
 from mcbench.evaluation import fingerprint_of
 from mcbench.experts import IMPLEMENTATION, PROJECTIONS
+from mcbench.files import require_writable
 from mcbench.inputs import require_device
+from mcbench.locks import in_turn
 from mcbench.model import MoEModel, load_model
-from mcbench.pipeline import Bench, Exam, alone_in, language_model, require_budget, require_sources, source_digest
+from mcbench.pipeline import Bench, Exam, fit_policy, language_model, require_budget, require_sources
 from mcbench.progress import muted, stage, track
 from mcbench.record import Environment, Record
 from mcbench.speed import (
@@ -130,11 +132,18 @@ def profile(
     require_settings(bits=bits, expert_bits=expert_bits, seed=seed)
     composition = _composed("none" if method is None else method, seed or 0, recorded)
     require_budget(composition, bits, expert_bits, widths)
-    with muted(quiet), alone_in(Path(out)):
+    require_writable(out)
+    with muted(quiet):
         require_device(device)
         with stage("load"):
             moe, loading, measure = _load(name, dtype, device)
             bench = Bench(moe, Exam((), Path(out), None, False))
+            if known is not None and bench.digest != known.model.digest:
+                raise BadInput(
+                    f"{name!r} is not the model of the record {str(record)!r}: the digest of its weights is "
+                    f"{bench.digest[:12]}, that in the record {known.model.digest[:12]}; name the folder of that "
+                    "model with --model, and its precision with --dtype"
+                )
             budget = bench.budget(composition, bits, expert_bits, tuple(widths))
             data = bench.data(calibration, samples, length, seed or 0) if composition.calibrates else None
         subject = _Subject.of(moe, name)
@@ -146,19 +155,8 @@ def profile(
             stack.callback(subject.use, compressed=False)
             subject.use(compressed=True)
             if (part := composition.policy) is not None:
-                from mcbench.policy import fit
-
                 assert data is not None
-                place = Path(out) / "calibration"
-                policy = fit(
-                    str(part),
-                    part.method,
-                    moe,
-                    data,
-                    identity=subject.identity,
-                    source=source_digest(part),
-                    folder=place,
-                )
+                policy = fit_policy(part, moe, data, subject.identity, bench.exam.calibration)
                 subject = replace(subject, policy=policy)
             with subject.routed():
                 lm = language_model(moe, subject.identity, subject.policy, check=False)
@@ -205,6 +203,7 @@ def profile(
                 grid=tuple(map(str, shapes)),
                 command=tuple(command),
             )
+            stack.enter_context(in_turn(folder / ".lock"))
             return _measure(profiled, folder, shapes, Stopwatch(subject, text.input_ids, lm.window))
 
 
@@ -214,7 +213,7 @@ def _known_model(record: Record) -> str:
         return record.model.name
     raise BadInput(
         f"the record is about the model {record.model.name!r}, and none is loaded because a record names it: "
-        "give it with --model"
+        "give it with --model, and its weights are held against those of the record"
     )
 
 

@@ -32,7 +32,8 @@ from mcbench.bounds import require_settings, shown
 from mcbench.datasets import FOLDER_VARIABLE
 from mcbench.errors import BadInput, CheckFailed, NotInstalled, UnknownName
 from mcbench.files import write_whole
-from mcbench.pipeline import UNCOMPRESSED, Exam, alone_in, in_turn
+from mcbench.locks import alone, in_turn
+from mcbench.pipeline import UNCOMPRESSED, Exam
 from mcbench.progress import muted
 from mcbench.record import FILE_NAME
 from mcbench.sweep import Grid, Outcome, Survey, Workplace
@@ -220,7 +221,7 @@ class RayWorker:
         with in_turn(self._root / ".lock"):
             _remove_abandoned(self._root)
             self._out = Path(tempfile.mkdtemp(prefix="worker-", dir=self._root))
-            self._open.enter_context(alone_in(self._out))
+            self._open.enter_context(alone(self._out))
         self._open.enter_context(muted())
         shared = job.exam.shared or self._root / "calibration"
         tasks = select_tasks(job.grid.tasks or defaults()["tasks"])
@@ -525,5 +526,5 @@ def _own_folder(name: str) -> Path:
 def _remove_abandoned(root: Path) -> None:
     """Removes the folders of workers that were killed: nobody holds their lock."""
     for folder in root.glob("worker-*"):
-        with contextlib.suppress(BadInput), alone_in(folder):
+        with contextlib.suppress(BadInput), alone(folder):
             shutil.rmtree(folder, ignore_errors=True)

@@ -13,6 +13,7 @@ from mcbench.catalogue import TASKS, task_with
 from mcbench.errors import BadInput
 from mcbench.files import require_file
 from mcbench.kinds import CodeTask
+from mcbench.locks import in_turn
 from mcbench.task import COMPLETIONS
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def score(path: str | Path, *, task: str = "", allow_code_execution: bool = Fals
         )
     sink = path.with_name(f"{path.name.removesuffix(COMPLETIONS)}.jsonl")
     writer = cast("LanguageModel", _Writer(str(owner["model"]), path))
-    return found.evaluate(writer, limit=owner["limit"], sink=sink, allow_code_execution=allow_code_execution)
+    with in_turn(path.with_name(".lock")):  # the run that writes there, or another score
+        return found.evaluate(writer, limit=owner["limit"], sink=sink, allow_code_execution=allow_code_execution)
 
 
 @dataclass(frozen=True)

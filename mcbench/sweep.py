@@ -27,9 +27,10 @@ from mcbench.catalogue import select_tasks
 from mcbench.composition import Composition, compose, defaults, method_strings, split
 from mcbench.datasets import data_folder
 from mcbench.errors import BadInput, CheckFailed, UnknownName
-from mcbench.files import LONGEST, require_file
+from mcbench.files import LONGEST, require_file, require_writable
 from mcbench.inputs import require_device
-from mcbench.pipeline import Bench, Clock, Exam, alone_in, language_model, require_sources, source_digest
+from mcbench.locks import in_turn
+from mcbench.pipeline import Bench, Clock, Exam, language_model, require_sources, source_digest
 from mcbench.progress import muted, track
 from mcbench.record import Record
 from mcbench.registry import looks_like_path, suggest
@@ -224,7 +225,8 @@ def sweep(
     _require_sources(grid)
     cells = list(grid.cells())
     exam = _exam(grid, out, allow_code_execution)
-    with muted(quiet), _data(grid), alone_in(exam.out), (engine or Local()).start(grid, exam) as worker:
+    require_writable(exam.out)
+    with muted(quiet), _data(grid), (engine or Local()).start(grid, exam) as worker:
         survey = worker.survey()
         _require_some_in_reach(survey, cells)
         journal = Journal(exam.out / JOURNAL)
@@ -512,13 +514,16 @@ class Journal:
     def note(self, key: str, outcome: Outcome) -> None:
         """Keeps the outcome, on disk before this returns."""
         where = str(Path(outcome.record).relative_to(self.path.parent)) if outcome.record else ""
-        self.cells[key] = dataclasses.replace(outcome, record=where)
-        self._answers[key] = _answers(Record.load(outcome.record)) if outcome.record else ""
-        kept = {
-            key: {"outcome": dataclasses.asdict(cell), "answers": self._answers[key]}
-            for key, cell in self.cells.items()
-        }
-        write_json(self.path, KIND, {}, kept)
+        with in_turn(self.path.with_name(f".{self.path.name}.lock")):
+            noted = Journal(self.path)  # what another sweep noted meanwhile stays
+            self.cells, self._answers = noted.cells, noted._answers
+            self.cells[key] = dataclasses.replace(outcome, record=where)
+            self._answers[key] = _answers(Record.load(outcome.record)) if outcome.record else ""
+            kept = {
+                key: {"outcome": dataclasses.asdict(cell), "answers": self._answers[key]}
+                for key, cell in self.cells.items()
+            }
+            write_json(self.path, KIND, {}, kept)
 
 
 def _answers(record: Record) -> str:

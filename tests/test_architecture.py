@@ -30,6 +30,7 @@ ORDER = (
     "sealed",
     "items",
     "progress",
+    "locks",
     "registry",
     "failures",
     "arguments",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import shutil
 import sys
@@ -277,15 +276,6 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(
     for flag in ("--out", "--save"):
         said = refused(capsys, "run", "--bits", "2.1", "--model", model, flag, tmp_path / "file" / "runs", "--quiet")
         assert "cannot be written" in said
-
-
-def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_at_work(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with (tmp_path / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        said = refused(capsys, "run", "--method", "none", "--model", model, "--out", tmp_path, "--quiet")
-    assert "another run is writing" in said
 
 
 def test_samples_that_were_edited_are_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

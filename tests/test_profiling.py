@@ -307,11 +307,15 @@ def test_a_profile_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_a_record_gets_its_profile_beside_it(tiny: Path, tmp_path: Path) -> None:
     run("uniform+rtn", expert_bits=2, model=str(tiny), tasks="mini-piqa", limit=2, out=tmp_path, **FEW)
     (path,) = (p for p in tmp_path.rglob(FILE_NAME) if Record.load(p).bits.expert == 2)
+    with pytest.raises(BadInput, match="give it with --model"):  # no folder is read because a record names it
+        profile(record=path.parent, grid="1x8+2", repeats=1, out=tmp_path)
     found = profile(record=path.parent, model=str(tiny), grid="1x8+2", repeats=1, out=tmp_path)
     assert find_profiles([tmp_path]) == {Record.load(path).fingerprint: found}
     assert found.baseline == "uncompressed weights" and found.asked_bits == 2
     with pytest.raises(BadInput, match="give it or the record"):
-        profile(record=path, seed=1, out=tmp_path)
+        profile(bits=2, record=path, out=tmp_path)
+    with pytest.raises(BadInput, match="is not the model of the record"):
+        profile(model="reference", record=path, out=tmp_path)
     dataclasses.replace(Record.load(path), fingerprint="0" * 64).save(path)
     with pytest.raises(BadInput, match="is another"):
         profile(record=path, model=str(tiny), grid="1x8+2", repeats=1, out=tmp_path)
