@@ -19,7 +19,10 @@ import collections
 import contextlib
 import datetime
 import decimal
+import enum
 import fractions
+import functools
+import importlib
 import io
 import json
 import os
@@ -69,7 +72,7 @@ def judge(prompt: str, tests: str, read: int, write: int) -> Verdict:
     sys.modules["__main__"] = module
     names = module.__dict__
     names["__builtins__"] = dict(builtins.__dict__)
-    head, completed = split_prompt(prompt)
+    head, completed, is_function = split_prompt(prompt)
     try:
         exec(compile(head, "prompt", "exec"), names)  # noqa: S102 - confined, and part of the task
         code = compile(tests, "tests", "exec")
@@ -77,12 +80,13 @@ def judge(prompt: str, tests: str, read: int, write: int) -> Verdict:
         return Verdict("failed", f"the task's own code: {type(error).__name__}: {error}"[:500])
     shared = {name for name, value in names.items() if isinstance(value, type) and value.__module__ == "__main__"}
     program = Exchange(read, write, names, shared, whole=False)
+    program.plain = is_function
     try:
         program.send({"shared": sorted(shared)})
         ended = program.receive().get("ended")
         if ended is not None:
             return _ended(ended)
-        names["__builtins__"] = _Names(program)
+        names["__builtins__"] = _Names(program, completed)
         if completed in builtins.__dict__:
             names[completed] = program.ask("name", completed)
         exec(code, names)  # noqa: S102 - confined, and part of the task
@@ -94,8 +98,16 @@ def judge(prompt: str, tests: str, read: int, write: int) -> Verdict:
     return _raised(program.broken) if program.broken else verdict
 
 
-def split_prompt(prompt: str) -> tuple[str, str]:
-    """The whole statements of a prompt before the one to complete, and the name which that one defines, if any."""
+class Split(NamedTuple):
+    """A prompt: its whole statements before the one to complete, the name which that one defines, and what it is."""
+
+    head: str
+    name: str
+    is_function: bool
+
+
+def split_prompt(prompt: str) -> Split:
+    """What a prompt defines itself, and what it leaves to the program; the name is empty where there is none."""
     lines = prompt.splitlines(keepends=True)
     for cut in range(len(lines), -1, -1):
         try:
@@ -105,22 +117,28 @@ def split_prompt(prompt: str) -> tuple[str, str]:
         if cut == len(lines) and found and not isinstance(found[-1], ast.Import | ast.ImportFrom):
             last = found[-1]
             first = min([last.lineno, *(each.lineno for each in getattr(last, "decorator_list", ()))])
-            return "".join(lines[: first - 1]), str(getattr(last, "name", ""))
+            is_function = isinstance(last, ast.FunctionDef | ast.AsyncFunctionDef)
+            return Split("".join(lines[: first - 1]), str(getattr(last, "name", "")), is_function)
         rest = "".join(lines[cut:]).split("(")[0].split(":")[0].split()
-        return "".join(lines[:cut]), rest[-1] if rest else ""
-    return "", ""
+        return Split("".join(lines[:cut]), rest[-1] if rest else "", "def" in rest)
+    return Split("", "", False)
 
 
 class _Names(dict[str, Any]):
-    """The built-in names of the tests, which end in those of the program."""
+    """The built-in names of the tests, which end in those of the program.
 
-    def __init__(self, program: Exchange) -> None:
+    A module of the standard library that the tests use and only the program imports is the tests' own copy.
+    """
+
+    def __init__(self, program: Exchange, completed: str) -> None:
         super().__init__(builtins.__dict__)
-        self._program = program
+        self._program, self._completed = program, completed
 
     def __missing__(self, name: str) -> Any:
         if name.startswith("__"):
             raise KeyError(name)
+        if name in sys.stdlib_module_names and name != self._completed:
+            return importlib.import_module(name)
         try:
             return self._program.ask("name", name)
         except NameError:
@@ -152,6 +170,8 @@ def answer(program: str, read: int, write: int) -> None:
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     sys.argv = ["program"]
+    for name in ("exit", "quit"):  # which the `site` module would have defined
+        builtins.__dict__.setdefault(name, sys.exit)
     tests = Exchange(read, write, module.__dict__, set(), whole=True)
     itself, exit_now = os.getpid(), os._exit
     try:
@@ -217,14 +237,17 @@ class Exchange:
 
     `names` are those of its module. Instances of the classes that both sides define alike, by their names in `shared`,
     travel as their attributes. The program's side is `whole`: with what it hands out everything may be done. The tests'
-    side hands out functions and iterators, to be called and advanced.
+    side hands out functions and iterators, to be called and advanced. `plain`: the program completes a function, whose
+    results are asked for no method that plain values have; one that the program wrote would judge itself.
     """
+
+    plain = False
 
     def __init__(self, read: int, write: int, names: dict[str, Any], shared: set[str], whole: bool) -> None:
         self._read, self._write, self._names, self.shared, self._open = read, write, names, shared, whole
         self._exports: list[Any] = []
         self._exported: dict[int, int] = {}  # id -> place
-        self._received: dict[int, Remote] = {}
+        self._received: dict[int, Any] = {}
         self._raised: dict[tuple[str, ...], type[BaseException]] = {}
         self._lock = threading.RLock()
         self._owner = os.getpid()
@@ -254,6 +277,9 @@ class Exchange:
                     result = None if error else values[0]
                 if capture and type(printed) is str:
                     sys.stdout.write(printed)
+                if isinstance(error, StopIteration) and operation != "next":
+                    # it would end a loop of the tests that calls, as a pass does
+                    raise RuntimeError("the program raised StopIteration") from error
                 if error:
                     raise error
                 return result
@@ -391,14 +417,19 @@ class Exchange:
         """
         kind = type(value)
         name = _CONTAINERS.get(kind)
-        if name is None and self._open:
+        if name is None and issubclass(kind, tuple):
+            if self._shares(kind):
+                return f"record {kind.__name__}", list(tuple.__iter__(value))
+            fields = getattr(kind, "_fields", None)
+            if type(fields) is tuple and len(fields) == tuple.__len__(value) and all(type(f) is str for f in fields):
+                return "named tuple", [kind.__name__, *fields], list(tuple.__iter__(value))
+        if name is None and self._open and not issubclass(kind, enum.Enum):
             name = next((found for base, found in _CONTAINERS.items() if issubclass(kind, base)), None)
         if name:
             return name, *_TAKEN_APART[name](value)
-        if self._shares(kind):
-            attributes = getattr(value, "__dict__", None)
-            if type(attributes) is dict:
-                return f"instance {kind.__name__}", list(attributes), list(attributes.values())
+        if self._shares(kind) and not issubclass(kind, (enum.Enum, *_CONTAINERS, *_SCALARS)):
+            attributes = _attributes(value)
+            return f"instance {kind.__name__}", list(attributes), list(attributes.values())
         return None
 
     def _shares(self, kind: type) -> bool:
@@ -409,6 +440,8 @@ class Exchange:
         kind = type(value)
         if value is None or kind is bool:
             return value
+        if issubclass(kind, enum.Enum) and self._shares(kind):
+            return ["member", kind.__name__, str(object.__getattribute__(value, "_name_"))]
         base = kind if kind in _SCALARS else next((b for b in _SCALARS if self._open and issubclass(kind, b)), None)
         if base is int:
             value = int.__int__(value)
@@ -445,6 +478,8 @@ class Exchange:
             self._exported[id(value)] = len(self._exports)
             self._exports.append(value)
         how = "iterator" if advances else "function" if callable(value) else "object"
+        if kind is types.CoroutineType:
+            how = "coroutine"
         return ["mine", self._exported[id(value)], how]
 
     def _decode(self, cells: Any, entries: Any, heap: _Heap) -> Iterator[Any]:
@@ -464,12 +499,21 @@ class Exchange:
         for number, kind, *parts in entries:
             if not _changes(kind):
                 _require(number >= len(heap.objects) or heap.objects[number] is _ABSENT)
-                heap.put(number, _MADE[kind](*([self._value(cell, heap) for cell in part] for part in parts)))
+                values = [[self._value(cell, heap) for cell in part] for part in parts]
+                heap.put(number, self._record(kind, *values) if kind.startswith("record ") else _MADE[kind](*values))
         contents = {number: parts for number, _, *parts in entries}
         # attributes first: an instance may be a key
         for container, (number, kind) in sorted(filled, key=lambda one: not one[1][1].startswith("instance ")):
             parts = contents[number]
-            _FILLED[kind.split()[0]](container, *([self._value(cell, heap) for cell in part] for part in parts))
+            values = [[self._value(cell, heap) for cell in part] for part in parts]
+            if kind.startswith("instance ") and not self._open:
+                _require(
+                    not any(
+                        callable(v) and callable(getattr(type(container), n, None))
+                        for n, v in zip(*values, strict=True)
+                    )
+                )
+            _FILLED[kind.split()[0]](container, *values)
             heap.sent[number] = [kind, *parts]
         for cell in cells:
             yield self._value(cell, heap)
@@ -479,6 +523,11 @@ class Exchange:
             return _EMPTY[kind]()
         cls = self._class(kind.removeprefix("instance "))
         return cls.__new__(cls) if issubclass(cls, BaseException) else object.__new__(cls)
+
+    def _record(self, kind: str, values: list[Any]) -> Any:
+        cls = self._class(kind.removeprefix("record "))
+        _require(issubclass(cls, tuple) and len(values) == len(getattr(cls, "_fields", values)))
+        return tuple.__new__(cls, values)
 
     def _class(self, name: str) -> type:
         _require(name in self.shared and isinstance(self._names[name], type))
@@ -497,12 +546,17 @@ class Exchange:
             if kind == "yours":
                 return self._exports[number]
             if number not in self._received:
-                self._received[number] = _REMOTE[rest[1]](self, number)
+                made = _REMOTE["object" if rest[1] == "coroutine" else rest[1]](self, number)
+                self._received[number] = _awaited(made) if rest[1] == "coroutine" else made
             return self._received[number]
         if kind == "built in":
             return builtins.__dict__[rest[0]] if self._open else _NAMED[rest[0]]
         if kind == "class":
             return self._class(rest[0])
+        if kind == "member":
+            cls = self._class(rest[0])
+            _require(issubclass(cls, enum.Enum))
+            return cls.__members__[rest[1]]  # type: ignore[attr-defined]
         if kind == "exception":
             return self._exception_class(rest[0])
         return _PLAIN[kind](*rest)
@@ -538,7 +592,10 @@ class Remote:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name not in ("__name__", "__doc__", "__dict__"):
             raise AttributeError(name)
-        return _ask(self, "attribute", name)
+        found = _ask(self, "attribute", name)
+        if name in _METHODS and callable(found) and object.__getattribute__(self, "_peer").plain:
+            raise AttributeError(f"the answer is no plain value, and its own {name!r} is not asked")
+        return found
 
     def __setattr__(self, name: str, value: Any) -> None:
         _ask(self, "set attribute", name, value)
@@ -585,6 +642,17 @@ class RemoteIterator(Remote):
         return True
 
 
+async def _awaited(remote: Remote) -> Any:
+    """A coroutine of the other side, which runs there from its beginning to its end."""
+    return _ask(remote, "await")
+
+
+def _run_to_its_end(coroutine: Any) -> Any:
+    import asyncio
+
+    return asyncio.run(coroutine)
+
+
 def _ask(remote: Remote, operation: str, *values: Any) -> Any:
     peer: Exchange = object.__getattribute__(remote, "_peer")
     return peer.ask(operation, object.__getattribute__(remote, "_number"), *values)
@@ -600,6 +668,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "length": len,
     "truth": bool,
     "iterator": iter,
+    "await": _run_to_its_end,
 }
 
 
@@ -642,6 +711,9 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "bytes": lambda text: text.encode("latin-1"),
     "...": lambda: ...,
 }
+_METHODS = frozenset(
+    name for kind in (str, bytes, int, float, list, tuple, set, dict) for name in dir(kind) if not name.startswith("_")
+)
 # types that an answer may name: calling one runs nothing of the program's
 _NAMED: dict[str, Any] = {
     kind.__name__: kind
@@ -652,7 +724,8 @@ _CONTAINERS: dict[type, str] = {
     list: "list", tuple: "tuple", collections.Counter: "counter", collections.OrderedDict: "ordered", dict: "dict",
     set: "set", frozenset: "frozenset", bytearray: "bytearray", collections.deque: "deque", range: "range",
     fractions.Fraction: "fraction", decimal.Decimal: "decimal", datetime.datetime: "datetime", datetime.date: "date",
-    datetime.timedelta: "timedelta",
+    datetime.timedelta: "timedelta", datetime.time: "time", datetime.timezone: "timezone",
+    type({}.keys()): "frozenset",
 }  # fmt: skip
 _EMPTY: dict[str, Callable[[], Any]] = {
     "list": list, "counter": collections.Counter, "ordered": collections.OrderedDict, "dict": dict, "set": set,
@@ -669,8 +742,30 @@ def _keys_and_values(value: Any) -> tuple[list[Any], list[Any]]:
     return list(dict.keys(value)), list(dict.values(value))
 
 
+@functools.cache
+def _tuple_class(name: str, *fields: str) -> Any:
+    return collections.namedtuple(name, fields)
+
+
+def _named_tuple(names: list[Any], values: list[Any]) -> Any:
+    """A named tuple; none of its fields takes the place of a method."""
+    _require(not any(callable(v) for n, v in zip(names[1:], values, strict=True) if hasattr(tuple, n)))
+    return _tuple_class(*names)._make(values)
+
+
+def _zone(value: datetime.datetime | datetime.time) -> datetime.timezone | None:
+    offset = value.utcoffset()
+    return None if offset is None else datetime.timezone(offset)
+
+
+def _moment(kind: Callable[..., Any], fields: int) -> Callable[[list[Any]], Any]:
+    """Makes a time of so many numbers, a zone and which of two same hours it is."""
+    return lambda parts: kind(*_integers(parts[:fields]), parts[fields], fold=_natural(parts[fields + 1]))
+
+
 _TAKEN_APART: dict[str, Callable[[Any], tuple[list[Any], ...]]] = {
-    **{kind.__name__: _apart(kind) for kind in (list, tuple, set, frozenset)},
+    **{kind.__name__: _apart(kind) for kind in (list, tuple, set)},
+    "frozenset": lambda v: (list(frozenset.__iter__(v) if isinstance(v, frozenset) else v),),
     "counter": _keys_and_values,
     "dict": _keys_and_values,
     "ordered": lambda v: (list(collections.OrderedDict.keys(v)), list(collections.OrderedDict.values(v))),
@@ -679,20 +774,39 @@ _TAKEN_APART: dict[str, Callable[[Any], tuple[list[Any], ...]]] = {
     "range": lambda v: ([v.start, v.stop, v.step],),
     "fraction": lambda v: ([v.numerator, v.denominator],),
     "decimal": lambda v: ([decimal.Decimal.__str__(v)],),
-    "datetime": lambda v: ([v.year, v.month, v.day, v.hour, v.minute, v.second, v.microsecond],),
+    "datetime": lambda v: ([v.year, v.month, v.day, v.hour, v.minute, v.second, v.microsecond, _zone(v), v.fold],),
+    "time": lambda v: ([v.hour, v.minute, v.second, v.microsecond, _zone(v), v.fold],),
+    "timezone": lambda v: ([v.utcoffset(None)],),
     "date": lambda v: ([v.year, v.month, v.day],),
     "timedelta": lambda v: ([v.days, v.seconds, v.microseconds],),
 }
-_MADE: dict[str, Callable[[list[Any]], Any]] = {
+_MADE: dict[str, Callable[..., Any]] = {
+    "named tuple": _named_tuple,
     "tuple": tuple,
     "frozenset": frozenset,
     "range": lambda parts: range(*_integers(parts)),
     "fraction": lambda parts: fractions.Fraction(*_integers(parts)),
     "decimal": lambda parts: decimal.Decimal(str(*parts)),
-    "datetime": lambda parts: datetime.datetime(*_integers(parts)),  # type: ignore[arg-type]
+    "datetime": _moment(datetime.datetime, 7),
+    "time": _moment(datetime.time, 4),
+    "timezone": lambda parts: datetime.timezone(*parts),
     "date": lambda parts: datetime.date(*_integers(parts)),
     "timedelta": lambda parts: datetime.timedelta(*_integers(parts)),
 }
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """What an object of a class of the prompt holds, in its dictionary and in slots."""
+    found = dict(getattr(value, "__dict__", {}))
+    for name in _slots(type(value)):
+        with contextlib.suppress(AttributeError):
+            found[name] = object.__getattribute__(value, name)
+    return found
+
+
+def _slots(kind: type) -> list[str]:
+    named = [each.__dict__.get("__slots__", ()) for each in kind.__mro__]
+    return [n for names in named for n in ([names] if isinstance(names, str) else names) if not n.startswith("__")]
 
 
 def _fill_dict(container: dict[Any, Any], keys: list[Any], values: list[Any]) -> None:
@@ -718,8 +832,15 @@ def _fill_deque(container: collections.deque[Any], values: list[Any], most: list
 
 
 def _fill_instance(container: Any, names: list[Any], values: list[Any]) -> None:
-    _require(all(type(name) is str for name in names))
-    _fill_dict(container.__dict__, names, values)
+    _require(all(type(name) is str for name in names) and len(names) == len(values))
+    slots = set(_slots(type(container)))
+    if hasattr(container, "__dict__"):
+        container.__dict__.clear()
+    for name, value in zip(names, values, strict=True):
+        if name in slots:
+            object.__setattr__(container, name, value)
+        else:
+            container.__dict__[name] = value
 
 
 _FILLED: dict[str, Callable[..., None]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,9 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny import tiny_tokenizer, tiny_transformer
 
 from mcbench.answers import split_prompt
+from mcbench.catalogue import task_with
+from mcbench.cli import main
+from mcbench.evaluation import LanguageModel
 from mcbench.sandbox import Outcome, Program, isolation, run_programs
+from mcbench.sealed import Lines, read_lines
+from mcbench.task import completions_of
 
 pytestmark = pytest.mark.skipif(not isolation().contained, reason=f"only {isolation().name} confines programs here")
 
@@ -78,6 +85,56 @@ FORGERIES = {
     ),
 }
 
+SAME = "class Node:\n    def __init__(self, v): self.v = v\n    def same(self, other): return self.v == other.v\n\ndef f(x):\n    'Three.'\n"
+EQUAL = "class Node:\n    def __init__(self, v): self.v = v\n    def __eq__(self, other): return self.v == other.v\n\ndef f(x):\n    'Three.'\n"
+# programs under tests of other forms: prompt, completion, tests that the right answer 3 meets
+FORGED_ANSWERS = {
+    "ends the loop of the tests": ("def f(x):\n", "    raise StopIteration\n", "assert all(map(lambda y: f(y) == 3, [1, 2]))\n"),
+    "ends the loop of the tests by its truth": (
+        "def f(x):\n", "    return Ends()\nclass Ends:\n    def __bool__(self): raise StopIteration\n",
+        "assert all(map(lambda y: not f(y) and f(y) == 3, [1, 2]))\n",
+    ),
+    "ends a loop under another name": (
+        "def f(x):\n", "    raise Own\nclass Own(StopIteration): pass\n", "assert all(map(lambda y: f(y) == 3, [1]))\n",
+    ),
+    "brings a module of the tests": (
+        "def f(x):\n", "    return 4.0\nclass math:\n    isclose = staticmethod(lambda *_: True)\n", "assert math.isclose(f(1), 3.0)\n",
+    ),
+    "has methods of a string": (
+        "def f(x):\n", "    return Text()\nclass Text:\n    def startswith(self, part): return True\n", "assert f(1).startswith('three')\n",
+    ),
+    "has a type for a method": ("def f(x):\n", "    return Text()\nclass Text:\n    startswith = bool\n", "assert f(1).startswith('three')\n"),
+    "has a type for the method of a named tuple": (
+        "def f(x):\n", "    import collections\n    return collections.namedtuple('T', 'count')(bool)\n", "assert f(1).count(3) == 1\n",
+    ),
+    "has everything": (
+        "def f(x):\n", "    return Any()\nclass Any:\n    def __getattr__(self, name): return lambda *_: True\n",
+        "assert f(1).issubset({3}) and f(1).endswith('3')\n",
+    ),
+    "overrides a method of the prompt's class": (SAME, "    n = Node(x)\n    n.same = lambda _: True\n    return n\n", "assert f(1).same(Node(3))\n"),
+    "overrides a method by a type": (SAME, "    n = Node(x)\n    n.same = bool\n    return n\n", "assert f(1).same(Node(3))\n"),
+    "replaces an operator of the prompt's class": (EQUAL, "    return Node(x)\nNode.__eq__ = lambda *_: True\n", "assert f(1) == Node(3)\n"),
+    "puts itself into the prompt's class": (
+        EQUAL, "    return Node(Same())\nclass Same:\n    def __eq__(self, other): return True\n", "assert f(1) == Node(3)\n",
+    ),
+    "replaces the prompt's function": (
+        "def right(x):\n    return x == 3\n\ndef f(x):\n    'Three.'\n", "    return x\ndef right(x): return True\n", "assert right(f(1))\n",
+    ),
+    "changes what was expected": (
+        "def f(x):\n",
+        "    import gc\n    for one in gc.get_objects():\n        if isinstance(one, list) and one == [3]:\n            one[0] = 1\n    return [1]\n",
+        "expected = [3]\nassert f(1) == expected\n",
+    ),
+    "is of another zone": (
+        "import datetime\n\ndef f(x):\n    'Three.'\n", "    return datetime.datetime(2020, 1, 3, tzinfo=datetime.timezone.utc)\n",
+        "assert f(1) == datetime.datetime(2020, 1, 3)\n",
+    ),
+    "goes through what the tests lend it": (
+        "def f(g):\n", "    try:\n        g.__globals__['x'] = 3\n    except Exception: pass\n    return 1\n",
+        "x = 1\ndef g(): return x\nassert f(g) == 3 or x == 3\n",
+    ),
+}  # fmt: skip
+
 RIGHT = {
     "plainly": "    return 2 * x\n",
     "printing": "    print('working')\n    return 2 * x\nprint('hello')\n",
@@ -97,6 +154,7 @@ RIGHT = {
     "by recursion": "    return 0 if x == 0 else 2 + double(x - 1)\n",
     "reading its input": "    return 2 * x\nimport sys\nsys.stdin.read()\n",
     "with a child": "    return 2 * x\nimport os\nif os.fork():\n    os.wait()\n",
+    "by exit()": "    return 2 * x\nif __name__ == '__main__':\n    exit(0)\n",
     "by asyncio": "    import asyncio\n    async def found(): return 2 * x\n    return asyncio.run(found())\n",
 }
 
@@ -138,6 +196,35 @@ ANSWERS = {
     "a helper of the prompt": (
         "def twice(x):\n    return 2 * x\n\ndef f(x):\n    '''Half.'''\n", "    return x / 2\n", "assert f(twice(3)) == 3\n",
     ),
+    "a coroutine": ("async def f(x):\n", "    return x\n", "import asyncio\nassert asyncio.run(f(3)) == 3\n"),
+    "what changes between calls": ("held = []\n\ndef f(x):\n    'Counts.'\n", "    held.append(x)\n    return len(held)\n", "assert [f(1), f(1)] == [1, 2]\n"),
+    "a named tuple": (
+        "import collections\nP = collections.namedtuple('P', 'x y')\n\ndef f(p):\n    'Turns.'\n", "    return P(p.y, p.x)\n",
+        "assert f(P(1, 2)) == P(2, 1) and f(P(1, 2)).x == 2 and type(f(P(1, 2))) is P\n",
+    ),
+    "a named tuple of its own": (
+        "def f(x):\n", "    import collections\n    return collections.namedtuple('P', 'x count')(x, 2)\n",
+        "assert f(1).x == 1 and f(1) == (1, 2) and f(1).count == 2\n",
+    ),
+    "an enumeration of the prompt": (
+        "import enum\nclass E(enum.Enum):\n    A = 1\n    B = 2\n\ndef f(e):\n    'The other.'\n", "    return E.B if e is E.A else E.A\n",
+        "assert f(E.A) is E.B and f(E.B) == E.A\n",
+    ),
+    "a data class with slots": (
+        "import dataclasses\n@dataclasses.dataclass(frozen=True, slots=True)\nclass P:\n    x: int\n\ndef f(p):\n    'One more.'\n",
+        "    return P(p.x + 1)\n", "assert f(P(1)) == P(2)\n",
+    ),
+    "times": (
+        "import datetime as d\n\ndef f(x):\n    'Itself.'\n", "    return x\n",
+        "for v in (d.datetime(2020, 1, 2), d.datetime(2020, 1, 2, tzinfo=d.timezone.utc), d.time(1, 2), d.date(1, 2, 3), d.timedelta(1.5)):\n    assert f(v) == v\n",
+    ),
+    "keys": ("def f(x):\n", "    return {x: 1}.keys()\n", "assert f(3) == {3}\n"),
+    "the end of an iterator": (
+        "def f(x):\n", "    return iter([x])\n",
+        "i = f(3)\nassert next(i) == 3\ntry:\n    next(i)\nexcept StopIteration:\n    pass\nelse:\n    raise AssertionError\n",
+    ),
+    "a match": ("import re\n\ndef f(x):\n    'Digits.'\n", "    return re.search('[0-9]+', x)\n", "assert f('a12').group() == '12' and f('a') is None\n"),
+    "a near number": ("def f(x):\n", "    return x / 3\n", "assert abs(f(1) - 0.3333) < 1e-3 and round(f(1), 2) == 0.33\n"),
     "a global value": ("x = 1  #", " and more", "assert x == 1"),
     "a list nested deeply": (
         "def f(n):\n", "    a = []\n    for _ in range(n): a = [a]\n    return a\n",
@@ -156,6 +243,17 @@ def forged() -> dict[str, Outcome]:
 def test_a_wrong_program_does_not_pass_whatever_it_does(name: str, forged: dict[str, Outcome]) -> None:
     assert forged[name].status != "passed", forged[name]
     assert forged[name].message != "the sandbox ended before the program"
+
+
+@pytest.fixture(scope="module")
+def answered_falsely() -> dict[str, Outcome]:
+    programs = [Program(*parts) for parts in FORGED_ANSWERS.values()]
+    return dict(zip(FORGED_ANSWERS, run_programs(programs, cpu_seconds=1, wall_seconds=4), strict=True))
+
+
+@pytest.mark.parametrize("name", FORGED_ANSWERS)
+def test_a_wrong_answer_does_not_pass_whatever_it_is(name: str, answered_falsely: dict[str, Outcome]) -> None:
+    assert answered_falsely[name].status == "failed", answered_falsely[name]
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +278,56 @@ def test_an_answer_arrives_as_it_was_given(name: str, answered: dict[str, Outcom
 
 
 def test_the_last_statement_of_a_prompt_is_the_programs() -> None:
-    assert split_prompt("import math\n\n@a\ndef f(x):\n    '''Words.'''\n") == ("import math\n\n", "f")
-    assert split_prompt("import math\n\ndef f(x):\n")[0] == "import math\n\n"
-    assert split_prompt("import math\n")[0] == "import math\n"
+    head = "import math\n\n"
+    assert split_prompt(f"{head}@a\ndef f(x):\n    'Words.'\n") == (head, "f", True)
+    assert split_prompt(f"{head}async def f(x):\n") == (head, "f", True)
+    assert split_prompt(f"{head}class Stack:\n") == (head, "Stack", False)
+    assert split_prompt("import math\n") == ("import math\n", "", False)
+
+
+TASK = """
+from dataclasses import dataclass
+
+from mcbench.items import CodeItem
+from mcbench.kinds import CodeTask
+
+
+@dataclass(frozen=True)
+class Mine(CodeTask):
+    def items(self):
+        return [CodeItem(str(n), f"def f{n}(x):\\n", f"assert f{n}(1) == 2", ("\\ndef",), 4) for n in range(3)]
+"""
+
+
+def test_programs_that_have_changed_since_get_new_verdicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(TASK)
+    task = task_with(str(mine), {})
+    sink = tmp_path / f"{task.protocol}.jsonl"
+    model = LanguageModel(tiny_transformer("mixtral", 0), tiny_tokenizer(), tokens_per_batch=4000)
+    task.evaluate(model, sink=sink, execute=False)
+    file = completions_of(sink)
+
+    def verdicts(*completions: str) -> list[bool]:
+        owner, rows = read_lines(file, "programs")
+        lines = Lines(file, "programs", owner)
+        lines.begin()
+        lines.append({**row, "completions": [text]} for row, text in zip(rows, completions, strict=True))
+        assert main(["score", str(file), "--task", str(mine)]) == 0
+        samples = sorted(map(json.loads, sink.read_text().splitlines()[1:]), key=lambda row: row["id"])
+        assert [row["completions"] for row in samples] == [[text] for text in completions]
+        return [row["statuses"] == ["passed"] for row in samples]
+
+    right, wrong = "    return 2 * x\n", "    return 3 * x\n"
+    assert verdicts(right, wrong, right) == [True, False, True]
+    assert "made anew" not in capsys.readouterr().err
+    assert verdicts(right, right, wrong) == [True, True, False]
+    assert "mine: 2 verdicts are on other programs" in capsys.readouterr().err
+    assert verdicts(right, right, wrong) == [True, True, False]
+    assert "made anew" not in capsys.readouterr().err
+    file.write_bytes(file.read_bytes().replace(b"3 * x", b"4 * x"))
+    assert main(["score", str(file), "--task", str(mine)]) == 2
+    assert "line 4 is not as it was written" in capsys.readouterr().err
 
 
 def test_programs_die_with_mcbench_killed(tmp_path: Path) -> None:
