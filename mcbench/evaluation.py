@@ -477,7 +477,12 @@ class LanguageModel:
         if empty:
             yield Answered(empty)
         finished = frozenset(n for n, (at, _) in enumerate(windows) if at in done)
+        restarts = self.restarts
         for batch in self._score([request for _, request in windows], finished):
+            if self.restarts != restarts:
+                restarts = self.restarts
+                sums.clear()
+                facts.clear()
             for n, score in batch.items():
                 sums.setdefault(windows[n][0], {})[n] = score
             for n, fact in batch.witness.items():
@@ -769,7 +774,7 @@ class LanguageModel:
                 if trials is None:
                     trials = iter([*filter(self._uses, suspects), EVERYTHING])
                     before = self._state()
-                if handed_out:
+                if handed_out or done:  # an interrupted run may have handed out as well
                     again, handed_out, done = True, False, frozenset()
                 first = apart.at
                 self._restore(before)
@@ -791,8 +796,11 @@ class LanguageModel:
             stepwise = writing and not self._causal
             plain = self._plain.steps(context, tokens) if stepwise else self._plain.scores(context, tokens)[0]
             apart, allowed = per_token(fast, plain), TOLERANCE
-            if not self._exact and not stepwise and not apart <= allowed:
-                allowed = max(allowed, TIMES_PLAIN * self._plain.apart_from_itself(context, tokens))
+            if not self._exact and not apart <= allowed:
+                itself = self._plain.apart_from_itself(
+                    context, tokens, enough=apart / TIMES_PLAIN, at_once=self.tokens_per_batch, cached=not stepwise
+                )
+                allowed = max(allowed, TIMES_PLAIN * itself)
         if not apart <= allowed:
             raise _Apart(at)
         found = {"requests": 1, "nats_per_token": apart, "tolerance": allowed}

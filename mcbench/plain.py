@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from mcbench.logits import token_loglikelihoods
 
 CACHED = 0.05  # nats per token: rounding that a cache may add in 16 bits
 PADDINGS = (1, 8, 61)  # tokens of padding with which a forward is held against one without
+STEPS = 16  # tokens at most that are read one by one to see what a cache adds
 
 
 class Plain:
@@ -46,26 +48,39 @@ class Plain:
         return self._read(self._forward(ids, len(continuation)), continuation)
 
     @torch.inference_mode()
-    def apart_from_itself(self, context: Sequence[int], continuation: Sequence[int]) -> float:
+    def apart_from_itself(
+        self,
+        context: Sequence[int],
+        continuation: Sequence[int],
+        *,
+        enough: float = math.inf,
+        at_once: int = 8192,
+        cached: bool = True,
+    ) -> float:
         """How far rounding alone takes the plain forward from itself: nats per token, the greatest found.
 
-        It is computed with padding before the text and beside a longer one, and token by token with a cache; what that
-        adds counts up to CACHED, as a wrong cache is no rounding.
+        It is computed with padding before the text and beside another one, then, where `cached`, its last tokens one by
+        one with a cache; what that adds counts up to CACHED, as a wrong cache is no rounding. Nothing more is computed
+        once `enough` is found, and no other stands beside a text that is more than `at_once` tokens with it.
         """
         alone, _ = self.scores(context, continuation)
-        apart = min(CACHED, per_token(self.steps(context, continuation), alone))
-        if "position_ids" not in self._accepts:
-            return apart
-        ids = [*context, *continuation[:-1]]
-        for padding in PADDINGS:
-            rows = self._tensor([[0] * padding + ids, [*ids, *ids[:1] * padding]])
-            mask = torch.ones_like(rows)
+        ids, keep, apart = [*context, *continuation[:-1]], len(continuation), 0.0
+        for padding in PADDINGS if "position_ids" in self._accepts else ():
+            rows = [[0] * padding + ids, [*ids, *ids[:1] * padding]]
+            rows = rows[: max(1, at_once // len(rows[0]))]
+            mask = torch.ones_like(self._tensor(rows))
             mask[0, :padding] = 0
-            position = (mask.cumsum(1) - 1).clamp(min=0)
-            out = self.model(input_ids=rows, attention_mask=mask, position_ids=position, use_cache=False)
-            found, _ = self._read(out.logits[:1, -len(continuation) :], continuation)
-            apart = max(apart, per_token(found, alone))
-        return apart
+            # no place lies beyond the text's own: rotary embeddings may turn all tokens by the greatest
+            position = (mask.cumsum(1) - 1).clamp(min=0, max=len(ids) - 1)
+            out = self._forward(self._tensor(rows), keep, attention_mask=mask, position_ids=position)
+            apart = max(apart, per_token(self._read(out[:1], continuation)[0], alone))
+            if apart >= enough:
+                return apart
+        if not cached:
+            return apart
+        cut = max(0, keep - STEPS)
+        written = self.steps([*context, *continuation[:cut]], continuation[cut:])
+        return max(apart, min(CACHED, per_token(written, alone[cut:])))
 
     @torch.inference_mode()
     def steps(self, context: Sequence[int], written: Sequence[int]) -> np.ndarray:
@@ -130,9 +145,9 @@ class Plain:
                 failed = error
         raise BadInput(f"the model cannot write a few tokens: {type(failed).__name__}: {failed}")
 
-    def _forward(self, ids: Tensor, keep: int) -> Tensor:
-        arguments = {"logits_to_keep": keep} if "logits_to_keep" in self._accepts else {}
-        logits: Tensor = self.model(input_ids=ids, use_cache=False, **arguments).logits
+    def _forward(self, ids: Tensor, keep: int, **arguments: Tensor) -> Tensor:
+        kept = {"logits_to_keep": keep} if "logits_to_keep" in self._accepts else {}
+        logits: Tensor = self.model(input_ids=ids, use_cache=False, **kept, **arguments).logits
         return logits[:, -keep:]
 
     def _read(self, logits: Tensor, tokens: Sequence[int]) -> tuple[np.ndarray, bool]:

@@ -186,7 +186,8 @@ class Task:
                 file.append(rows)
         if went_on and len(rows) < expected:
             note(f"{self.name}: {len(rows)} of {expected} samples are in {str(sink)!r} and kept; the others follow")
-        if given_up := summary(rows.values()).get("given_up"):  # as the run that answered them did
+        known = [*rows.values(), *written.values()]
+        if given_up := summary(known).get("given_up"):  # as the run that answered them did
             lm.give_up(given_up)
         answers = itertools.chain(
             self._score({at: row for at, row in written.items() if at not in rows}, items),
@@ -363,7 +364,12 @@ def score_choices(
     open_items: dict[int, dict[int, LogLikelihood]] = {}
     facts: dict[int, dict[int, dict[str, Any]]] = {}
     finished = [n for n, at in enumerate(owner) if at in done]
+    restarts = restarts_of(lm)
     for batch in lm.loglikelihood_batches(pairs, finished):
+        if restarts_of(lm) != restarts:  # what is answered anew is not joined with what was answered before
+            restarts = restarts_of(lm)
+            open_items.clear()
+            facts.clear()
         for n, score in batch.items():
             open_items.setdefault(owner[n], {})[n - start[owner[n]]] = score
         for n, fact in batch.witness.items():

@@ -12,9 +12,10 @@ import torch
 from tiny import LATENT_ATTENTION, LINEAR_ATTENTION, tiny_model, tiny_tokenizer, tiny_transformer
 
 from mcbench.catalogue import task_with
-from mcbench.evaluation import BATCHES, DRAFTS, LAST_LAYER, LanguageModel, Prompt, Sampling, _Apart
+from mcbench.evaluation import BATCHES, DRAFTS, LAST_LAYER, LanguageModel, LogLikelihood, Prompt, Sampling, _Apart
 from mcbench.routing import PairCounts
-from mcbench.witness import TOLERANCE, merged, noted, sound, watched
+from mcbench.task import score_choices
+from mcbench.witness import TOLERANCE, Answered, merged, noted, sound, watched
 
 LONGROPE: dict[str, Any] = {
     "original_max_position_embeddings": 64,
@@ -167,6 +168,70 @@ def test_answers_handed_out_before_a_fault_shows_are_handed_out_again(monkeypatc
         assert found[at] == pytest.approx(plain_value(lm, *pair), abs=1e-4)
 
 
+def test_a_fault_found_after_an_interruption_takes_back_what_was_answered_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_with("mini-mmlu", {})
+
+    def run(sink: Path, faulty: int | None = None) -> tuple[LanguageModel, list[int]]:
+        lm = LanguageModel(tiny_transformer("olmoe"), tiny_tokenizer(), tokens_per_batch=1)
+        pairs: list[int] = []
+        compared = lm._compared
+
+        def spoilt(at: int, *args: Any, **options: Any) -> Any:
+            pairs.append(at)
+            if at == faulty and lm.sharing != "none":
+                raise _Apart(at)
+            return compared(at, *args, **options)
+
+        monkeypatch.setattr(lm, "_compared", spoilt)
+        task.evaluate(lm, limit=6, sink=sink)
+        return lm, pairs
+
+    _, watched_pairs = run(tmp_path / "sound.jsonl")
+    late = watched_pairs[-1]
+    whole, _ = run(tmp_path / "whole.jsonl", late)
+    lines = (tmp_path / "whole.jsonl").read_bytes()
+    sound = (tmp_path / "sound.jsonl").read_bytes()
+    assert whole.restarts == 1 and lines != sound
+    kept = sound.splitlines(keepends=True)
+    found_out = max(n for n, line in enumerate(kept) if b'"witness"' in line)
+    for before in {2, found_out}:  # samples of the fast way, kept before its fault showed
+        sink = tmp_path / f"after-{before}.jsonl"
+        sink.write_bytes(b"".join(kept[:before]))
+        run(sink, late)
+        assert sink.read_bytes() == lines
+
+
+def test_what_is_answered_anew_is_not_joined_with_what_was_answered_before() -> None:
+    class Restarting:
+        """Answers half of an item, then all of it anew, in another order."""
+
+        restarts = 0
+        window = 64
+
+        def loglikelihood_batches(self, pairs: Any, done: Any) -> Any:
+            yield Answered({0: LogLikelihood(-1.0, 1, False, 0)})
+            self.restarts = 1
+            yield Answered({1: LogLikelihood(-20.0, 1, False, 0)})
+            yield Answered({0: LogLikelihood(-10.0, 1, False, 0)})
+
+    found: dict[int, Any] = {}
+    lm: Any = Restarting()
+    for batch in score_choices(lm, [[("a", "b"), ("a", "c")]], ()):
+        found.update(batch)
+    assert [score.value for score in found[0]] == [-10.0, -20.0]
+
+    class Cut(LanguageModel):
+        def _score(self, requests: Any, done: Any) -> Any:
+            assert len(requests) == 2
+            yield from Restarting.loglikelihood_batches(self, requests, done)  # type: ignore[arg-type]
+
+    text = Cut(tiny_transformer("olmoe"), tiny_tokenizer(), check=False)
+    (joined,) = [score for batch in text.text_batches(["a" * 60], 32) for score in batch.values()]
+    assert joined.value == -30.0
+
+
 @pytest.mark.parametrize("sampling", [None, Sampling(samples=2)])
 def test_every_call_has_its_witness(sampling: Sampling | None) -> None:
     lm = LanguageModel(tiny_transformer("qwen2_moe"), tiny_tokenizer())
@@ -197,11 +262,35 @@ def test_in_16_bits_the_measure_is_what_padding_alone_does(monkeypatch: pytest.M
     context, tokens = list(range(10, 60)), list(range(60, 70))
     plain, _ = lm._plain.scores(context, tokens)
     assert 0 <= lm._plain.apart_from_itself(context, tokens) < 1
-    monkeypatch.setattr(lm._plain, "apart_from_itself", lambda *_: 0.02)
+    monkeypatch.setattr(lm._plain, "apart_from_itself", lambda *_, **__: 0.02)
     found = lm._compared(0, context, tokens, plain + 0.05)
     assert found["tolerance"] == pytest.approx(0.06) and found["nats_per_token"] == pytest.approx(0.05)
     with pytest.raises(_Apart):
         lm._compared(0, context, tokens, plain + 0.07)
+
+
+@pytest.mark.parametrize("family", ["olmoe", "longrope"])
+def test_what_rounding_does_is_measured_in_few_forwards_within_the_place_of_the_text(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    architecture, overrides = FAMILIES.get(family, (family, {}))
+    lm = LanguageModel(tiny_transformer(architecture, **overrides), tiny_tokenizer())
+    length = lm._plain.alike_up_to or lm.window  # whatever is added, no place may lie beyond
+    context, tokens = [7], [5 + n % 90 for n in range(length)]
+    asked: list[tuple[int, int, int]] = []
+    forward = lm.model.forward
+
+    def counted(*args: Any, **options: Any) -> Any:
+        out = forward(*args, **options)
+        asked.append((*options["input_ids"].shape, out.logits.shape[1]))
+        return out
+
+    monkeypatch.setattr(lm.model, "forward", counted)
+    assert lm._plain.apart_from_itself(context, tokens) < 1e-4  # in float32 there is next to no rounding
+    assert len(asked) <= 20 and max(logits for *_, logits in asked) <= length
+    asked.clear()
+    lm._plain.apart_from_itself(context, tokens, enough=0.0, at_once=length + 1)
+    assert [(rows, width) for rows, width, _ in asked] == [(1, length), (1, length + 1)]
 
 
 def test_what_is_computed_for_comparison_is_not_counted() -> None:
