@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 
 from mcbench import interrupts
@@ -11,6 +12,7 @@ def main() -> int:
     """Runs the command line and returns its exit code; see `mcbench.cli.main`."""
     try:
         interrupts.listen()
+        atexit.register(interrupts.leave)  # the first one is called last
         from mcbench.cli import main as command
 
         code = command()

@@ -1,6 +1,7 @@
 """Ctrl-C that is never lost: Python drops it where it arrives inside a destructor or a callback of C code.
 
-Inside `heard` every Ctrl-C is remembered as well as raised. `require_none` raises it again at the borders of stages,
+The signals of `kill` and of a terminal that closes are taken as Ctrl-C, so that they too clean up and say how to go on.
+Inside `heard` every one is remembered as well as raised. `require_none` raises it again at the borders of stages,
 and `asked` says at the end whether there was one.
 """
 
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+SIGNALS = tuple(s for name in ("SIGINT", "SIGTERM", "SIGHUP") if (s := getattr(signal, name, None)) is not None)
 INTERRUPTED = 130  # what shells return for a program that Ctrl-C has ended
 
 
@@ -36,7 +38,9 @@ def require_none() -> None:
 
 def listen() -> None:
     """Remembers each Ctrl-C from here to the end of the process; for the main thread, which alone gets signals."""
-    signal.signal(signal.SIGINT, _note)
+    for each in SIGNALS:
+        if signal.getsignal(each) is not signal.SIG_IGN:  # `nohup` and `&` in a script ask for it to be ignored
+            signal.signal(each, _note)
     sys.unraisablehook = _unraisable
     _State.listening = True
 
@@ -47,19 +51,45 @@ def heard() -> Iterator[None]:
     if _State.listening or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
-    listen()
+    hook = sys.unraisablehook
+    with kept():
+        listen()
+        try:
+            yield
+        finally:
+            sys.unraisablehook = hook
+            _State.asked = _State.listening = False
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Puts the handling of signals back that a library replaces inside the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.getsignal(each) for each in SIGNALS}
     try:
         yield
     finally:
-        sys.unraisablehook = hook
-        signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
-        _State.asked = _State.listening = False
+        for each, handler in before.items():
+            if handler is not None:  # one that C code has set
+                signal.signal(each, handler)
 
 
 def leave_at_once() -> None:
     """From here on Ctrl-C ends the process without a word: for the last moments, when all is said and written."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    for each in SIGNALS:
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, lambda *_: os._exit(INTERRUPTED))
+
+
+def leave() -> None:
+    """Ends a process that was interrupted, for `atexit`: what Python does after that no handler of ours can guard."""
+    if _State.asked:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(INTERRUPTED)
 
 
 def _note(number: int, frame: FrameType | None) -> None:

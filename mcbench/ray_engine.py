@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcbench import __version__
+from mcbench import __version__, interrupts
 from mcbench.bounds import require_settings, shown
 from mcbench.datasets import FOLDER_VARIABLE
 from mcbench.errors import BadInput, CheckFailed, NotInstalled, UnknownName
@@ -116,7 +116,8 @@ class RayEngine:
         if not self.address:
             usual |= {"_node_ip_address": LOOPBACK, "include_dashboard": False, "object_store_memory": STORE_BYTES}
         try:
-            ray.init(address=self.address or "local", **usual)
+            with interrupts.kept():
+                ray.init(address=self.address or "local", **usual)
         except (Exception, SystemExit) as error:  # Ray ends the process where it meets no cluster
             reason = " ".join(str(error).split())
             raise BadInput(f"Ray at {self.address or 'this machine'} cannot be used: {reason}") from error

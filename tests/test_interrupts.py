@@ -20,8 +20,8 @@ COMMAND = """
 import atexit, contextlib, ctypes, gc, os, signal, sys, threading, time, weakref
 from mcbench import cli
 
-def interrupt():
-    os.kill(os.getpid(), signal.SIGINT)
+def interrupt(number=signal.SIGINT):
+    os.kill(os.getpid(), number)
     for _ in range(1000):  # Python looks for signals between two steps
         pass
 
@@ -49,6 +49,9 @@ PLACES = {
     "where it becomes SystemExit": "\n    try: interrupt()\n    except BaseException: sys.exit(0)",
     "while another is handled": "\n    try: interrupt()\n    finally: interrupt()",
     "in a thread": "t = threading.Thread(target=interrupt); t.start(); time.sleep(30)",
+    "by kill": "interrupt(signal.SIGTERM)",
+    "by kill where everything is caught": "\n    try: interrupt(signal.SIGTERM)\n    except BaseException: pass",
+    "by a terminal that closes": "interrupt(signal.SIGHUP)",
     "while a thread is awaited": "t = threading.Timer(0.2, interrupt); t.start(); t.join()",
 }
 
@@ -64,6 +67,29 @@ def test_ctrl_c_in_the_last_moments_of_a_command_that_was_done_is_no_success() -
     source = COMMAND.replace("__PLACE__", "atexit.register(interrupt)")
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_a_second_ctrl_c_while_python_leaves_ends_it_with_the_same_code() -> None:
+    """Between the last handler of ours and the end of the process a signal would end it in its own way."""
+    source = COMMAND.replace("__PLACE__", "atexit.register(time.sleep, 2); interrupt()")
+    with subprocess.Popen([sys.executable, "-c", source], stderr=subprocess.PIPE, text=True) as going:
+        assert going.stderr is not None and going.stderr.readline() == SAID
+        going.send_signal(signal.SIGINT)
+        assert (going.wait(), going.stderr.read()) == (130, "")
+    source = COMMAND.replace("__PLACE__", "late = Late(); sys.modules['late'] = late; interrupt()")
+    source = source.replace("def command", "class Late:\n    __del__ = interrupt\n\ndef command")
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (130, SAID)
+
+
+def test_signals_that_were_asked_to_be_ignored_are_ignored() -> None:
+    source = (
+        "import signal\nfor n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(n, signal.SIG_IGN)\n"
+    )
+    every = "interrupt(); interrupt(signal.SIGTERM); interrupt(signal.SIGHUP)"
+    source += COMMAND.replace("__PLACE__", every)
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_dropped_ctrl_c_is_raised_at_the_next_border_of_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,13 +109,13 @@ def test_a_dropped_ctrl_c_is_raised_at_the_next_border_of_a_stage(monkeypatch: p
 
 
 def test_a_caller_gets_its_own_handling_back() -> None:
-    before = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    before = [signal.getsignal(each) for each in interrupts.SIGNALS], sys.unraisablehook
     with interrupts.heard():
-        assert signal.getsignal(signal.SIGINT) is not before[0]
+        assert not {signal.getsignal(each) for each in interrupts.SIGNALS} & set(before[0])
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert interrupts.asked()
-    assert (signal.getsignal(signal.SIGINT), sys.unraisablehook) == before
+    assert ([signal.getsignal(each) for each in interrupts.SIGNALS], sys.unraisablehook) == before
     assert not interrupts.asked()
 
 
