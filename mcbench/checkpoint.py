@@ -214,6 +214,11 @@ def auto_class(config: PretrainedConfig) -> Any:
     return known[0] if known else AutoModelForCausalLM
 
 
+def writes_text(config: PretrainedConfig) -> bool:
+    """Whether transformers has a class that continues text for a configuration: no encoder-decoder, no classifier."""
+    return any(type(config) in auto._model_mapping for auto in _LANGUAGE)
+
+
 def first_sentence(error: BaseException) -> str:
     """What an error of a library says first, for a message of ours."""
     text = " ".join(str(error).split()) or type(error).__name__

@@ -16,7 +16,15 @@ from transformers.utils import logging as transformers_logging
 
 from mcbench import hub
 from mcbench.allocation import BitAllocation
-from mcbench.checkpoint import QUANT_METHOD, auto_class, first_sentence, is_compressed, packed_bits, read_compressed
+from mcbench.checkpoint import (
+    QUANT_METHOD,
+    auto_class,
+    first_sentence,
+    is_compressed,
+    packed_bits,
+    read_compressed,
+    writes_text,
+)
 from mcbench.errors import BadInput
 from mcbench.reference import folder, model_names
 from mcbench.source import (
@@ -93,6 +101,7 @@ def read_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu", t
             model, origin = _packed(place, config, name_or_path, dtype)
         else:
             model, origin = _weights(place, config, settings, name_or_path, dtype)
+    _require_one_model(model, name_or_path)
     if tokenizer is not None:
         require_fit(tokenizer, model, name_or_path)
     refuse_bad_numbers(model, name_or_path)
@@ -101,6 +110,17 @@ def read_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu", t
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"the model cannot be put on device {device!r}: {first_sentence(error)}") from error
     return Loaded(model, tokenizer, reason, origin)
+
+
+def _require_one_model(model: PreTrainedModel, name: str) -> None:
+    """Raises BadInput for a class that joins several language models, none of which reads text as the whole."""
+    try:
+        model.get_input_embeddings()
+    except NotImplementedError:
+        raise BadInput(
+            f"the model {name!r} is a {type(model).__name__}, which joins several models and embeds no text as a whole;"
+            " save the part that reads and writes text (a thinker, say) as a model of its own"
+        ) from None
 
 
 def refuse_bad_numbers(model: PreTrainedModel, name: str) -> None:
@@ -180,6 +200,11 @@ def _settings(place: _Place, config: Mapping[str, Any], name: str) -> Pretrained
         _decode(settings, method)
     except Exception as error:  # a damaged config raises whatever its fields lead to
         raise BadInput(f"the model {name!r} cannot be loaded: {first_sentence(error)}") from error
+    if not writes_text(settings):
+        raise BadInput(
+            f"the model {name!r} is a {settings.model_type}, for which transformers has no class that continues text;"
+            " encoder-decoders and classifiers are not supported"
+        )
     return settings
 
 

@@ -472,7 +472,16 @@ class MoEModel:
             PairCounts(self.layers, self.experts, modality_marks(self.model.config)),
             lambda choices: choices.keep(choices.chosen),
         )
-        self.logits(self._some_tokens())
+        try:
+            self.logits(self._some_tokens())
+        except BadInput:
+            raise
+        except Exception as error:  # nobody runs the eager attention of some families
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise BadInput(
+                f"the eager attention of {self.name!r} fails ({reason}), so it cannot report what tokens receive;"
+                " choose a policy that does not need attention"
+            ) from error
         switch.counts, switch.policy = counts, policy
 
     def _rule(self, layer: int) -> RouterRule:

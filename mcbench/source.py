@@ -119,6 +119,11 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
+def _without_rotation(part: Mapping[str, Any]) -> bool:
+    """Whether queries have no rotated part, where attention is latent: `head_dim` is then the width of nothing."""
+    return part.get("qk_rope_head_dim") == 0 and bool(part.get("kv_lora_rank"))
+
+
 def refuse_impossible(config: Mapping[str, Any], name: str) -> None:
     """Raises BadInput naming the first field of a configuration, or of one inside it, that no model can have."""
     for part in _parts(config):
@@ -128,7 +133,7 @@ def refuse_impossible(config: Mapping[str, Any], name: str) -> None:
                 value is not None
                 and _is_number(value)
                 and not 1 <= value <= most
-                and not (key == "sliding_window" and value == 0)
+                and not (value == 0 and (key == "sliding_window" or (key == "head_dim" and _without_rotation(part))))
             ):
                 raise BadInput(f"the config of {name!r} says {key} = {value}; it must be from 1 to {most:,}")
         counts = [part[key] for key in _EXPERTS if _is_number(part.get(key))]

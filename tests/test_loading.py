@@ -22,7 +22,7 @@ from tiny import (
     tiny_transformer,
 )
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaTokenizer
+from transformers import AutoModelForCausalLM, LlamaTokenizer, MixtralForCausalLM, T5Config
 
 from mcbench.compression import load_compressed, uncompressed_sizes
 from mcbench.errors import BadInput
@@ -30,7 +30,7 @@ from mcbench.evaluation import LanguageModel
 from mcbench.model import MoEModel, load_model
 from mcbench.record import Record
 from mcbench.report import table
-from mcbench.source import Source, base_name, explain
+from mcbench.source import Source, base_name, explain, refuse_impossible
 
 TEXT = "one red apple"
 
@@ -417,6 +417,29 @@ def test_a_config_that_cannot_be_is_refused_in_a_sentence_and_nothing_else(
     assert time.monotonic() - began < 5
     assert "\n" not in str(raised.value)
     assert capfd.readouterr() == ("", "")
+
+
+def test_latent_attention_without_a_rotated_part_may_say_that_its_head_has_no_width() -> None:
+    latent = {"qk_rope_head_dim": 0, "kv_lora_rank": 16}
+    refuse_impossible({"text_config": {"head_dim": 0, **latent}}, "m")
+    with pytest.raises(BadInput, match="head_dim = 0"):
+        refuse_impossible({"text_config": {"head_dim": 0, **latent, "qk_rope_head_dim": 8}}, "m")
+
+
+def test_a_type_for_which_no_class_continues_text_is_refused_before_a_weight_is_read(tmp_path: Path) -> None:
+    T5Config().save_pretrained(tmp_path)
+    with pytest.raises(BadInput, match="is a t5, for which transformers has no class that continues text"):
+        load_model(str(tmp_path))
+
+
+def test_a_class_that_joins_several_models_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(model: Any) -> Any:
+        raise NotImplementedError
+
+    folder = tiny_folder(tmp_path)
+    monkeypatch.setattr(MixtralForCausalLM, "get_input_embeddings", nothing)
+    with pytest.raises(BadInput, match="a MixtralForCausalLM, which joins several models"):
+        load_model(str(folder))
 
 
 @pytest.mark.parametrize(

@@ -432,6 +432,19 @@ def test_a_share_that_cannot_be_met_is_refused_with_what_can() -> None:
         ready("naee", tiny_mixtral(), skip=0.3, layers=(0,))
 
 
+def test_a_policy_that_needs_attention_is_refused_where_the_eager_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("the size of tensor a (4) must match the size of tensor b (2)")
+
+    model = tiny_mixtral()
+    monkeypatch.setattr("transformers.models.mixtral.modeling_mixtral.eager_attention_forward", fails)
+    with (
+        pytest.raises(BadInput, match=r"eager attention of .* fails .*a policy that does not need attention"),
+        model.route(everything, sees=("attention",)),
+    ):
+        pass
+
+
 def test_a_policy_that_needs_attention_is_refused_where_there_is_none() -> None:
     with pytest.raises(BadInput, match=r"MoE layer \d of 'tiny qwen3_next' cannot report .* leave that layer out"):
         ready("odp", tiny_model("qwen3_next"))
