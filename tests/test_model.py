@@ -303,7 +303,7 @@ def test_experts_that_compute_something_else_are_refused() -> None:
         MoEModel(own)
 
 
-@pytest.mark.parametrize("architecture", ["jetmoe", "llama4_text", "inkling_text", "beam"])
+@pytest.mark.parametrize("architecture", ["jetmoe", "llama4_text", "inkling_text", "longcat_flash"])
 def test_architectures_beyond_the_seam_are_refused(architecture: str) -> None:
     with pytest.raises(BadInput, match="registry"):
         tiny_model(architecture)
