@@ -81,7 +81,7 @@ def part_from_tests(job: Job) -> None:
     """The next child shares neither processes nor files with the tests, which this process has started before."""
     if job.mechanism in ("namespaces", "user-namespaces"):
         _unshare(_NEW_PID | _NEW_MOUNT)
-        _call("mount", b"tmpfs", b"/tmp", b"tmpfs", _NO_SUID | _NO_DEVICES, b"size=32m,nr_inodes=8k,mode=1777")
+        _own_tmp("/tmp")  # noqa: S108 - a file system of its own
 
 
 def confine(job: Job, keep: Collection[int], output: int | None, uid: int) -> None:
@@ -262,9 +262,15 @@ def _change_root() -> None:
         _bind(f"/dev/{device}", f"{root}/dev/{device}", read_only=False)
     private = Path(root, "tmp")
     private.mkdir()
-    private.chmod(0o1777)
+    _own_tmp(str(private))
+    # tests and program share this root: who could write there could move the libraries of the other
+    _call("mount", None, root.encode(), None, _BIND | _REMOUNT | _READ_ONLY | _NO_SUID | _NO_DEVICES, None)
     os.chroot(root)
     os.chdir("/")
+
+
+def _own_tmp(path: str) -> None:
+    _call("mount", b"tmpfs", path.encode(), b"tmpfs", _NO_SUID | _NO_DEVICES, b"size=32m,nr_inodes=8k,mode=1777")
 
 
 def _bind(source: str, target: str, read_only: bool) -> None:

@@ -128,6 +128,11 @@ CONFINED = {
     "leaves its root": "os.chroot('.')\nos.chdir('../../../../..')\nassert os.listdir('/etc')\n",
     "writes over the interpreter": "open(os.__file__, 'a').write('x')\n",
     "writes over the system": "open('/usr/bin/' + MARK, 'w').write('x')\n",
+    "writes to its root": "open('/' + MARK, 'w').close()\n",
+    "puts a folder in the place of libraries": (
+        "moved = 0\nfor name in os.listdir('/'):\n    try:\n        os.rename('/' + name, f'/{name}-{MARK}')\n"
+        "        moved += 1\n    except OSError:\n        pass\nassert moved\n"
+    ),
     "becomes root": "os.setuid(0)\n",
     "becomes another user": "os.setresuid(PARENT % 60000 + 1, -1, -1)\n",
     "gives itself capabilities": (

@@ -129,6 +129,13 @@ FORGED_ANSWERS = {
         "import datetime\n\ndef f(x):\n    'Three.'\n", "    return datetime.datetime(2020, 1, 3, tzinfo=datetime.timezone.utc)\n",
         "assert f(1) == datetime.datetime(2020, 1, 3)\n",
     ),
+    "moves the libraries of the tests": (
+        "def f(x):\n",
+        "    return x\nimport os\nfolder = os.path.dirname(os.__file__)\ntop = '/' + folder.split('/')[1]\ntry:\n"
+        "    os.rename(top, top + '-moved')\n    os.makedirs(folder)\n"
+        "    with open(folder + '/statistics.py', 'w') as file:\n        file.write('raise SystemExit(0)')\nexcept OSError:\n    pass\n",
+        "f(1)\nimport statistics\nassert f(1) == 3\n",
+    ),
     "goes through what the tests lend it": (
         "def f(g):\n", "    try:\n        g.__globals__['x'] = 3\n    except Exception: pass\n    return 1\n",
         "x = 1\ndef g(): return x\nassert f(g) == 3 or x == 3\n",
