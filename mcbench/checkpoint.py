@@ -152,6 +152,8 @@ def read_explained(folder: Path) -> dict[str, Any]:
         raise BadInput(f"{str(path)!r} is damaged or was changed after it was written; save the model again")
     for name, digest in explained["files"].items():
         file = folder / name
+        if Path(name).name != name:
+            raise BadInput(f"{str(path)!r} names {name!r}, which is no file beside it; save the model again")
         if not file.is_file():
             raise BadInput(f"the compressed model {str(folder)!r} is damaged or incomplete: there is no {name}")
         if file_digest(file) != digest:
@@ -173,7 +175,7 @@ def read_compressed(folder: str | Path, *, dtype: torch.dtype | None = None) -> 
     folder = Path(folder)
     try:
         explained = read_explained(folder)
-        model = _empty_model(folder, dtype or getattr(torch, explained["dtype"]))
+        model = _empty_model(folder, dtype or _dtype(explained["dtype"]))
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         _fill(model, stored, explained)
@@ -257,6 +259,14 @@ def stacks(
             )
 
 
+def _dtype(name: str) -> torch.dtype:
+    """The type of that name, which stood in a file; BadInput for whatever else torch has under it."""
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise BadInput(f"there is no dtype {name!r}; save the model again")
+    return found
+
+
 def _fill(model: PreTrainedModel, stored: dict[str, Tensor], explained: Mapping[str, Any]) -> None:
     """Puts every tensor of the file into the model; raises BadInput where one is missing or left over.
 
@@ -264,7 +274,7 @@ def _fill(model: PreTrainedModel, stored: dict[str, Tensor], explained: Mapping[
     type than the rest stays in it.
     """
     allocation, dtypes = BitAllocation.from_json(explained["allocation"]), explained["dtypes"]
-    evaluated, computes = getattr(torch, explained["dtype"]), model.dtype
+    evaluated, computes = _dtype(explained["dtype"]), model.dtype
     exempt = _kept_wide(model, computes) if computes != evaluated else ()
     used: set[str] = set()
     state = model.state_dict()
@@ -292,7 +302,7 @@ def _fill(model: PreTrainedModel, stored: dict[str, Tensor], explained: Mapping[
         shape = state[name].shape
         if name in stored and stored[name].shape == shape:
             value = stored[name].to(state[name].device)
-            value = value.to(getattr(torch, dtypes[name])) if name in dtypes else value
+            value = value.to(_dtype(dtypes[name])) if name in dtypes else value
             moved = value.dtype == evaluated and not any(part in name for part in exempt)
             assigned[name] = value.to(computes) if moved else value
             continue

@@ -20,6 +20,7 @@ from mcbench import __version__
 from mcbench.arguments import Parser
 from mcbench.bounds import require_settings, shown
 from mcbench.errors import BadInput, CheckFailed, UnknownName
+from mcbench.escape import terminal
 from mcbench.failures import DEBUG, UNFORESEEN, bearable, debugging, out_of_memory, sentence
 from mcbench.interrupts import INTERRUPTED, asked, heard, require_none
 
@@ -133,7 +134,7 @@ def _run(options: argparse.Namespace) -> int:
         quiet=options.quiet or options.json,
         command=_command_line(),
     )
-    print(record.to_json() if options.json else table(record))
+    _say(record.to_json() if options.json else table(record))
     return DONE
 
 
@@ -164,10 +165,10 @@ def _sweep(options: argparse.Namespace) -> int:
     code = options.allow_code_execution
     if options.dry_run:
         planned = plan(grid, out=options.out, allow_code_execution=code, quiet=options.quiet)
-        print(report(planned.outcomes, planned))
+        _say(report(planned.outcomes, planned))
         return DONE
     outcomes = sweep(grid, out=options.out, allow_code_execution=code, quiet=options.quiet, engine=engine)
-    print(report(outcomes))
+    _say(report(outcomes))
     return FAILED if any(outcome.state == "failed" for outcome in outcomes) else DONE
 
 
@@ -191,19 +192,19 @@ def _list(options: argparse.Namespace) -> int:
     from mcbench.composition import METHODS, defaults
 
     listing = {"methods": METHODS.names, "tasks": TASKS.names, "models": models}
-    print("\n".join(listing[options.what]()))
+    _say("\n".join(listing[options.what]()))
     if options.what == "tasks":
         for suite, members in defaults()["suites"].items():
-            print(f"{suite} = {','.join(members)}")
+            _say(f"{suite} = {','.join(members)}")
         for suite, metrics in defaults()["means"].items():
-            print(f"{suite} mean = {','.join(f'{task}:{metric}' for task, metric in metrics.items())}")
+            _say(f"{suite} mean = {','.join(f'{task}:{metric}' for task, metric in metrics.items())}")
     return DONE
 
 
 def _show(options: argparse.Namespace) -> int:
     from mcbench.catalogue import describe
 
-    print(describe(options.name))
+    _say(describe(options.name))
     return DONE
 
 
@@ -212,7 +213,7 @@ def _check(options: argparse.Namespace) -> int:
 
     outcome = check_method(options.name)
     for promise in outcome:
-        print(promise)
+        _say(promise)
     return DONE if all(promise.kept for promise in outcome) else FAILED
 
 
@@ -221,7 +222,7 @@ def _data(options: argparse.Namespace) -> int:
     from mcbench.report import data_table
 
     found = served(Path(options.folder))
-    print(data_table(found))
+    _say(data_table(found))
     return FAILED if any(split.refused for _, looks in found for split in looks) else DONE
 
 
@@ -235,7 +236,7 @@ def _score(options: argparse.Namespace) -> int:
     with muted(options.quiet), data_folder(options.data_dir):
         outcome = [score(file, **asked) for file in options.files]
     for scores in outcome:
-        print(score_line(scores))
+        _say(score_line(scores))
     return FAILED if any(scores.skipped for scores in outcome) else DONE
 
 
@@ -253,9 +254,9 @@ def _compare(options: argparse.Namespace) -> int:
     comparison = compare(options.records, tasks=options.tasks or "", confidence=options.confidence)
     verdict = judge(comparison, each=options.each, **asked) if options.gate else None
     if options.json:
-        print(json.dumps({**comparison.to_json(), **({"gate": verdict.to_json()} if verdict else {})}, indent=1))
+        _say(json.dumps({**comparison.to_json(), **({"gate": verdict.to_json()} if verdict else {})}, indent=1))
     else:
-        print("\n\n".join([table(comparison), *([textwrap.fill(verdict.why, 100)] if verdict else [])]))
+        _say("\n\n".join([table(comparison), *([textwrap.fill(verdict.why, 100)] if verdict else [])]))
     return DONE if verdict is None else {"passed": DONE, "failed": FAILED, "cannot tell": CANNOT_TELL}[verdict.outcome]
 
 
@@ -270,7 +271,7 @@ def _profile(options: argparse.Namespace) -> int:
     asked = {name: value for name in names if (value := getattr(options, name)) is not None}
     quiet = options.quiet or options.json
     found = profile(**asked, widths=_widths(options.widths), quiet=quiet, command=_command_line())
-    print(found.to_json() if options.json else profile_table(found))
+    _say(found.to_json() if options.json else profile_table(found))
     return DONE
 
 
@@ -301,7 +302,7 @@ def _leaderboard(options: argparse.Namespace) -> int:
     with stage("leaderboard"):
         lines = leaderboard([Path(p) for p in options.records], Path(options.out), check=options.check)
     for line in lines:
-        print(line)
+        _say(line)
     return DONE
 
 
@@ -319,14 +320,14 @@ def _figure(options: argparse.Namespace) -> int:
         bits=options.bits,
         statistics=Path(options.statistics),
     )
-    print(said)
+    _say(said)
     return DONE
 
 
 def _audit(options: argparse.Namespace) -> int:
     from mcbench.audit import audit, report
 
-    print(report(audit(options.table)))
+    _say(report(audit(options.table)))
     return DONE
 
 
@@ -336,7 +337,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     from mcbench.sweep import numbers, report
 
     if options.name is None or options.list:
-        print(listing())
+        _say(listing())
         return DONE
     chosen = study(options.name)
     names = ("model", "tasks", "limit", "samples", "calibration", "length", "device", "dtype")
@@ -346,11 +347,11 @@ def _reproduce(options: argparse.Namespace) -> int:
     with data_folder(options.data_dir):
         if options.dry_run:
             for each in planned(chosen, asked, out=options.out, bits=bits):
-                print(report(each.outcomes, each))
+                _say(report(each.outcomes, each))
         else:
             ways = {"grid": options.grid or "", "allow_code_execution": code, "quiet": options.quiet}
             found = reproduce(chosen, asked, out=options.out, bits=bits, **ways)
-            print(found.text)
+            _say(found.text)
             return FAILED if found.failed else DONE
     return DONE
 
@@ -560,8 +561,13 @@ def _command(
     return parser
 
 
+def _say(text: object) -> None:
+    """Prints what may hold names out of files."""
+    print(terminal(str(text)))
+
+
 def _stop(reason: object, code: int) -> int:
-    print(f"mcbench: {bearable(str(reason))}", file=sys.stderr)
+    print(terminal(f"mcbench: {bearable(str(reason))}"), file=sys.stderr)
     return code
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mcbench import escape
 from mcbench.bounds import require_settings
 from mcbench.errors import BadInput, UnknownName
 from mcbench.leaderboard import Table, find_records, sheet, tabulate_records
@@ -158,12 +159,12 @@ def _draw_tradeoff(shown: Sheet, lines: Sequence[Line], score: str, out: Path) -
                 color="black",
                 linewidth=0.9,
                 linestyle=(0, (1, 3)),
-                label=original_name(shown.lines[0].record),
+                label=escape.label(original_name(shown.lines[0].record)),
                 zorder=0,
             )
         if not head.higher_is_better:
             _logarithmic(axes, [value for *_, value in known])
-        axes.set(title=shown.title, xlabel="stored bits per weight", ylabel=head.text)
+        axes.set(title=escape.label(shown.title), xlabel="stored bits per weight", ylabel=escape.label(head.text))
         axes.grid(color="0.9", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.legend(fontsize=8, handlelength=3.5, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -178,7 +179,7 @@ def _draw_series(axes: Axes, at: int, name: str, points: Sequence[tuple[Line, fl
     colour, marker, line = style(at)
     axes.errorbar(
         [bits for _, bits, _ in points], [value for *_, value in points], yerr=errors,
-        label=name, color=colour, marker=marker, markersize=5.5,
+        label=escape.label(name), color=colour, marker=marker, markersize=5.5,
         markeredgecolor="white", markeredgewidth=0.5, elinewidth=1.0, capsize=2.0, linewidth=1.3,
         linestyle=line if joined else "none", zorder=3,
     )  # fmt: skip
@@ -275,7 +276,7 @@ def heat_maps(
         for axes, (title, values), written in zip(fields.flat, panels, texts, strict=False):
             norm = BoundaryNorm([*steps, 2 * steps[-1]], 256) if steps else Normalize(0, np.percentile(values, 95))
             axes.pcolormesh(values, cmap=colours, norm=norm, edgecolors="white", linewidth=0.5)
-            axes.set(title=title, xlabel="expert", ylabel="layer", ylim=(layers, 0))
+            axes.set(title=escape.label(title), xlabel="expert", ylabel="layer", ylim=(layers, 0))
             axes.set_xticks(np.arange(0, experts, 1 + experts // 33) + 0.5, range(0, experts, 1 + experts // 33))
             axes.set_yticks(np.arange(0, layers, 1 + layers // 16) + 0.5, range(0, layers, 1 + layers // 16))
             axes.tick_params(length=0)

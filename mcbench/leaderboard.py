@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mcbench import escape
 from mcbench.comparable import Subject, calibration_of, condition, newest, uncompressed, unlike
 from mcbench.errors import BadInput, CheckFailed
 from mcbench.files import write_whole
@@ -235,8 +236,9 @@ def pipe_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown: the first column to the left, the rest to the right."""
     from tabulate import tabulate
 
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    cells = [list(map(escape.markdown, row)) for row in rows]
     align = ["left"] + ["right"] * (len(heads) - 1)
+    heads = list(map(escape.markdown, heads))
     return str(tabulate(cells, heads, tablefmt="pipe", disable_numparse=True, colalign=align))
 
 
@@ -470,9 +472,10 @@ def _markdown(tables: Sequence[Table], notes: Sequence[str], beside: str) -> str
     lines += [line for note in notes for line in ("", note[0].upper() + note[1:] + ".")]
     lines += ["", beside] if beside else []
     for table in tables:
-        facts = "".join(f"- {fact}\n" for fact in _facts(table))
-        protocols = ", ".join(f"`{column.protocol}`" for column in table.columns)
-        lines += ["", f"## {_title(table)}", "", f"{facts}- {protocols}", "", pipe_table(_heads(table), _rows(table))]
+        title = escape.markdown(_title(table))
+        facts = "".join(f"- {escape.markdown(fact)}\n" for fact in _facts(table))
+        protocols = ", ".join(escape.markdown_code(column.protocol) for column in table.columns)
+        lines += ["", f"## {title}", "", f"{facts}- {protocols}", "", pipe_table(_heads(table), _rows(table))]
         if differences := _differences(table):
             heads = ["method", *BITS, *_task_heads(table), *_headline_heads(table)]
             lines += ["", *DIFFERENCES, "", pipe_table(heads, differences)]
@@ -487,7 +490,7 @@ def _speeds(table: Table) -> list[SpeedTable]:
 
 def _speed_title(speed: SpeedTable) -> list[str]:
     return [
-        f"### Speed and memory on {speed.machine}",
+        f"### Speed and memory on {escape.markdown(speed.machine)}",
         "",
         f"Cell {speed.shape} (batch x prompt + output): median tokens per second of all sequences, over transformers'",
         "eager experts and over its fastest experts implementation, uncompressed, in the same run. A/A is the same",
@@ -565,22 +568,32 @@ def _scaled(result: Result, shown: str, value: float | None, error: float | None
 def _latex(tables: Sequence[Table]) -> str:
     lines = ["% made from records by `mcbench leaderboard`; needs \\usepackage{booktabs,longtable}"]
     for table in tables:
-        lines += ["", f"% {_title(table)}: {'; '.join(_facts(table))}", _tabular(_heads(table), _rows(table))]
+        about = escape.latex_comment(f"{_title(table)}: {'; '.join(_facts(table))}")
+        lines += ["", about, _tabular(_heads(table), _rows(table))]
         for speed in _speeds(table):
-            lines += ["", f"% {speed.shape} on {speed.machine}", _tabular(speed.HEADS, speed.lines())]
+            about = escape.latex_comment(f"{speed.shape} on {speed.machine}")
+            lines += ["", about, _tabular(speed.HEADS, speed.lines())]
     return "\n".join(lines) + "\n"
 
 
 def _tabular(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A LaTeX table; one that no page holds goes on over several, with its heads on each."""
-    from tabulate import tabulate
+    from tabulate import DataRow, Line, TableFormat, tabulate
 
-    align = ["left"] + ["right"] * (len(heads) - 1)
-    written = str(tabulate(rows, heads, tablefmt="latex_booktabs", disable_numparse=True, colalign=align))
-    written = written.replace("±", "$\\pm$").replace("÷", "$\\div$")
-    if len(rows) <= PAGE:
-        return written
-    return written.replace("{tabular}", "{longtable}").replace("\\midrule", "\\midrule\n\\endhead", 1)
+    long, align = len(rows) > PAGE, ["left"] + ["right"] * (len(heads) - 1)
+    kind = "longtable" if long else "tabular"
+    booktabs = TableFormat(
+        lineabove=Line(f"\\begin{{{kind}}}{{l{'r' * (len(heads) - 1)}}}\n\\toprule", "", "", ""),
+        linebelowheader=Line("\\midrule\n\\endhead" if long else "\\midrule", "", "", ""),
+        linebetweenrows=None,
+        linebelow=Line(f"\\bottomrule\n\\end{{{kind}}}", "", "", ""),
+        headerrow=DataRow("", "&", "\\\\"),
+        datarow=DataRow("", "&", "\\\\"),
+        padding=1,
+        with_header_hide=None,
+    )
+    cells, names = [list(map(escape.latex, row)) for row in rows], list(map(escape.latex, heads))
+    return str(tabulate(cells, names, tablefmt=booktabs, disable_numparse=True, colalign=align))
 
 
 def _csv(tables: Sequence[Table]) -> str:
@@ -592,7 +605,7 @@ def _written(lines: Sequence[Mapping[str, object]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]) if lines else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({name: escape.csv_cell(value) for name, value in line.items()} for line in lines)
     return text.getvalue()
 
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
-import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -23,13 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mcbench import escape
 from mcbench.catalogue import TASKS
 from mcbench.errors import BadInput, UnknownName
+from mcbench.files import read_json, read_text
 from mcbench.record import Record, Result
 
 SIGNIFICANCE = "figures/figures.json"  # beside the tables, where benchmarks/significance.py puts it
 WIDTH_CODES = {1: "1", 2: "2", 3: "3", 4: "4", 8: "8", 16: "g"}  # one character for each expert
-UNUSUAL = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
 @dataclass(frozen=True)
@@ -109,10 +108,10 @@ def page(sheets: Sequence[Sheet], notes: Sequence[str] = (), significance: Seque
         script=script,
         style_digest=_integrity(style),
         script_digest=_integrity(script),
-        notes="".join(f"<p>{_text(note[0].upper() + note[1:])}.</p>\n" for note in notes),
-        models="".join(f"<option>{_text(name)}</option>" for name in _models(sheets)),
+        notes="".join(f"<p>{escape.html(note[0].upper() + note[1:])}.</p>\n" for note in notes),
+        models="".join(f"<option>{escape.html(name)}</option>" for name in _models(sheets)),
         sheets="\n".join(_sheet(number, sheet) for number, sheet in enumerate(sheets)),
-        data=_embedded(_data(sheets, [one for one in significance if one.model in models])),
+        data=escape.json_in_script(_data(sheets, [one for one in significance if one.model in models])),
     )
 
 
@@ -125,8 +124,14 @@ def read_significance(out: Path) -> list[Significance]:
     if not path.is_file():
         return []
     try:
-        return [_significance(one) for one in json.loads(path.read_text(encoding="utf-8")) if "token_count" in one]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [
+            _significance(one)
+            for one in read_json(read_text(path, f"the statistics {str(path)!r}"))
+            if "token_count" in one
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, BadInput):
+            raise
         reason = f"{type(error).__name__}: {error}"
         raise BadInput(f"the statistics {str(path)!r} cannot be read ({reason}); make them again") from None
 
@@ -156,7 +161,7 @@ def _models(sheets: Sequence[Sheet]) -> list[str]:
 
 
 def _sheet(number: int, sheet: Sheet) -> str:
-    facts = "".join(f"<li>{_text(fact)}</li>" for fact in sheet.facts)
+    facts = "".join(f"<li>{escape.html(fact)}</li>" for fact in sheet.facts)
     compared = [line for line in sheet.lines if any(cell.shown for cell in line.differences)]
     tables = [
         _table(number, "scores", "Scores ± standard error", sheet.heads, sheet.lines, [x.cells for x in sheet.lines])
@@ -167,9 +172,9 @@ def _sheet(number: int, sheet: Sheet) -> str:
         cells = [(*line.cells[: sheet.bits + 1], *line.differences) for line in compared]
         tables.append(_table(number, "differences", about, lead, compared, cells))
     return (
-        f'<section class="sheet" id="sheet-{number}" data-model="{_text(sheet.lines[0].record.model.name)}"'
+        f'<section class="sheet" id="sheet-{number}" data-model="{escape.html(sheet.lines[0].record.model.name)}"'
         f' data-bits="{sheet.bits + 1}" aria-labelledby="title-{number}">\n'
-        f'<h3 id="title-{number}">{_text(sheet.title)}</h3>\n<ul class="facts">{facts}</ul>\n'
+        f'<h3 id="title-{number}">{escape.html(sheet.title)}</h3>\n<ul class="facts">{facts}</ul>\n'
         + "\n".join(tables)
         + "\n</section>"
     )
@@ -183,15 +188,15 @@ def _table(
     rows = "\n".join(map(_row, lines, cells))
     return (
         f'<div class="wide" role="region" tabindex="0" aria-labelledby="{name}"><table class="{kind}">'
-        f'<caption id="{name}">{_text(about)}</caption>\n<thead><tr>{columns}</tr></thead>\n'
+        f'<caption id="{name}">{escape.html(about)}</caption>\n<thead><tr>{columns}</tr></thead>\n'
         f"<tbody>\n{rows}\n</tbody></table></div>"
     )
 
 
 def _head(head: Head) -> str:
-    detail = f" <small>{_text(head.detail)}</small>" if head.detail else ""
+    detail = f" <small>{escape.html(head.detail)}</small>" if head.detail else ""
     facts = {"data-plot": int(head.higher_is_better) if head.plotted else None, "data-protocol": head.protocol or None}
-    return f'<th scope="col"{_attributes(facts)}><button type="button">{_text(head.title)}{detail}</button></th>'
+    return f'<th scope="col"{_attributes(facts)}><button type="button">{escape.html(head.title)}{detail}</button></th>'
 
 
 def _row(line: Line, cells: Iterable[Cell]) -> str:
@@ -200,12 +205,12 @@ def _row(line: Line, cells: Iterable[Cell]) -> str:
         "data-s": series(line.record),
         "data-u": "" if line.uncompressed else None,
     }
-    return f'<tr{_attributes(facts)}><th scope="row">{_text(line.name)}</th>{"".join(map(_cell, cells))}</tr>'
+    return f'<tr{_attributes(facts)}><th scope="row">{escape.html(line.name)}</th>{"".join(map(_cell, cells))}</tr>'
 
 
 def _cell(cell: Cell) -> str:
     facts = {"data-v": _number(cell.value), "data-e": _number(cell.error)}
-    return f"<td{_attributes(facts)}>{_text(cell.shown)}</td>"
+    return f"<td{_attributes(facts)}>{escape.html(cell.shown)}</td>"
 
 
 def _number(value: float | None) -> str | None:
@@ -213,11 +218,7 @@ def _number(value: float | None) -> str | None:
 
 
 def _attributes(facts: Mapping[str, object]) -> str:
-    return "".join(f' {name}="{_text(str(value))}"' for name, value in facts.items() if value is not None)
-
-
-def _text(text: str) -> str:
-    return html.escape(text, quote=True)
+    return "".join(f' {name}="{escape.html(str(value))}"' for name, value in facts.items() if value is not None)
 
 
 # -- what no table shows
@@ -286,16 +287,6 @@ def _significance(found: Mapping[str, Any]) -> Significance:
         raise ValueError("a measure is not a table of layers by experts")
     source = f"calibrated on {found['data_source']}, {tokens:,} tokens"
     return Significance(str(found["name"]), str(found["model"]), source, measures, frozenset(errors))
-
-
-def _embedded(data: Any) -> str:
-    """JSON that cannot end the element it stands in."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return "".join(_harmless(text))
-
-
-def _harmless(text: str) -> Iterator[str]:
-    return (UNUSUAL.get(character, character) for character in text)
 
 
 def _asset(name: str) -> str:

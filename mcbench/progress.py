@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
+from mcbench.files import printable
 from mcbench.interrupts import require_none
 
 if TYPE_CHECKING:
@@ -74,9 +75,9 @@ class _Advance:
     """Counts the steps done, on the bar where there is one."""
 
     def __init__(self, label: str, total: int | None) -> None:
-        self.done, self.total, self.label = 0, total, label
+        self.done, self.total, self.label = 0, total, printable(label)
         self._display = _Shown.display
-        self._bar = self._display.add_task(label, total=total) if self._display else None
+        self._bar = self._display.add_task(self.label, total=total) if self._display else None
 
     def __call__(self) -> None:
         self.done += 1
@@ -131,7 +132,7 @@ def _new_display() -> Progress:
     )
 
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

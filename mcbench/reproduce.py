@@ -528,7 +528,7 @@ def _paired(column: Column, one: Measured, other: Measured) -> tuple[float, floa
 def _scores(got: Measured, result: Result) -> Scores:
     """The result with its samples: those beside the record, or what the record itself holds of them."""
     assert got.folder is not None
-    file = got.folder / result.samples
+    file = got.folder / Path(result.samples).name  # a record names files beside it, and no others
     rows = load_samples(file)[1] if result.samples and file.is_file() else result.rows()
     if not rows:
         raise BadInput(f"the samples {str(file)!r} are gone, and the record beside them holds none; run the row again")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mcbench.errors import BadInput
-from mcbench.files import write_whole
+from mcbench.files import printable, write_whole
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -46,7 +46,7 @@ class Damaged(BadInput):
 def note(text: str) -> None:
     """Tells whoever watches, also where progress is muted, that something was not as it should be."""
     if sys.stderr is not None:
-        sys.stderr.write(f"mcbench: {text}\n")
+        sys.stderr.write(f"mcbench: {printable(text)}\n")
         sys.stderr.flush()
 
 

@@ -26,6 +26,7 @@ ORDER = (
     "bounds",
     "interrupts",
     "files",
+    "escape",
     "plaintext",
     "sealed",
     "items",

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from records import sample_record, sample_result
 
+from mcbench.checkpoint import COMPRESSION, _dtype, read_explained, write_explained
 from mcbench.composition import compose
 from mcbench.errors import BadInput, UnknownName
 from mcbench.leaderboard import leaderboard
 from mcbench.page import item_ids
+from mcbench.pipeline import Exam
 from mcbench.profiling import profile
+from mcbench.scoring import score
+from mcbench.sealed import content_digest
 from mcbench.sweep import Journal, Outcome, read_grid
+from mcbench.task import COMPLETIONS
 from mcbench.versus import compare
 
 
@@ -95,3 +102,42 @@ def test_method_strings_out_of_data_hold_registered_names_only(trap: tuple[Path,
         with pytest.raises(UnknownName):
             compose(text, registered=True)
     assert not sprung.exists()
+
+
+def test_a_packed_folder_names_files_in_it_alone(tmp_path: Path) -> None:
+    (tmp_path / "outside.txt").write_text("private")
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    write_explained(packed, {"schema": 1})
+    path = packed / COMPRESSION
+    for name in ("../outside.txt", str(tmp_path / "outside.txt"), "a/b"):
+        explained = json.loads(path.read_text())
+        del explained["seal"]
+        explained["files"] = {name: "0" * 64}
+        path.write_text(json.dumps({**explained, "seal": content_digest(explained)}))
+        with pytest.raises(BadInput, match="no file beside it"):
+            read_explained(packed)
+
+
+@pytest.mark.parametrize("name", ["load", "hub", "nn", "no_such", ""])
+def test_a_dtype_in_a_packed_folder_is_a_dtype(name: str) -> None:
+    with pytest.raises(BadInput, match="there is no dtype"):
+        _dtype(name)
+
+
+def test_programs_in_a_file_belong_to_a_registered_task(trap: tuple[Path, Path], tmp_path: Path) -> None:
+    code, sprung = trap
+    path = tmp_path / f"x{COMPLETIONS}"
+    for name in (str(code), "../theirs.py", "./theirs.py"):
+        owner = {"schema": 1, "protocol": f"{name}@0", "model": "m", "parameters": {}, "limit": None}
+        path.write_text(json.dumps(owner) + "\n")
+        with pytest.raises(BadInput):
+            score(path)
+    assert not sprung.exists()
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../../x", "/etc/x", "~/x", "a/../..", "owner/model"])
+def test_a_run_of_a_model_of_any_name_stays_in_its_folder(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    folder = Exam((), out, None, False).place(SimpleNamespace(name=name), f"{name}+rtn 2", "f" * 64)  # type: ignore[arg-type]
+    assert folder.resolve().parent == out.resolve()

@@ -50,6 +50,7 @@ STYLE = {
     "svg.hashsalt": "mcbench",  # names of parts inside the file, otherwise random
     "font.sans-serif": ["DejaVu Sans", "Verdana"],  # ours to lay out with, then what viewers have of that width
     "font.size": 9,
+    "text.parse_math": False,  # names are no formulas, whatever dollars are in them
     "axes.titlesize": 9,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
