@@ -88,7 +88,7 @@ def read_json(path: Path, kind: str, key: Any = None) -> Any:
         proven = whole["digest"] == _digest([kind_there, key_there, content])
     except (ValueError, KeyError, TypeError, RecursionError):
         raise Damaged.of(path, kind, "it is cut short or no sealed JSON") from None
-    _require(path, kind, key, proven, kind_there, key_there)
+    _require(path, kind, key, proven and data.endswith(b"\n"), kind_there, key_there)
     return content
 
 
