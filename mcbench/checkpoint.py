@@ -392,10 +392,10 @@ def _empty_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a configuration, its weights not yet set."""
     from transformers.initialization import no_init_weights
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with no_init_weights():
-        model: PreTrainedModel = auto_class(config).from_config(config, dtype=dtype)
+        model: PreTrainedModel = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
     model.tie_weights()
     return model

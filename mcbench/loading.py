@@ -32,9 +32,11 @@ from mcbench.source import (
     Files,
     Left,
     explain,
+    odd_expert,
     quantization_of,
     read_config,
     read_files,
+    refuse_damaged_object,
     require_decodable,
     require_layers,
 )
@@ -92,6 +94,7 @@ def read_model(name_or_path: str, *, dtype: str = "auto", device: str = "cpu", t
         dtype = "float32"  # at this size as fast as 16 bits, whose rounding would be noise beside what is measured
     transformers_logging.disable_progress_bar()
     config = read_config(place.folder, name_or_path)
+    refuse_damaged_object(place.folder / "generation_config.json", name_or_path)
     with _quiet():
         settings = _settings(place, config, name_or_path)
         tokenizer, reason = read_tokenizer(place.source, place.folder, name_or_path, local=place.local)
@@ -129,6 +132,8 @@ def refuse_bad_numbers(model: PreTrainedModel, name: str) -> None:
     A vector that is added to router logits may hold -inf where an expert was switched off, as long as one is left.
     """
     for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
+            raise BadInput(f"the weight {key} of {name!r} is in {str(tensor.dtype)[6:]} without the scale it needs")
         if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
             continue
         switched_off = tensor.dim() == 1 and key.rpartition(".")[2].endswith("bias") and _routes(model, key, tensor)
@@ -199,7 +204,7 @@ def _settings(place: _Place, config: Mapping[str, Any], name: str) -> Pretrained
         )
         _decode(settings, method)
     except Exception as error:  # a damaged config raises whatever its fields lead to
-        raise BadInput(f"the model {name!r} cannot be loaded: {first_sentence(error)}") from error
+        raise BadInput(f"the model {name!r} cannot be loaded: {_reason(error)}") from error
     if not writes_text(settings):
         raise BadInput(
             f"the model {name!r} is a {settings.model_type}, for which transformers has no class that continues text;"
@@ -230,7 +235,9 @@ def _weights(
     except BadInput:
         raise
     except Exception as error:  # a damaged config raises whatever its fields lead to
-        raise BadInput(f"the model {name!r} cannot be loaded: {_reason(error)}") from error
+        odd = odd_expert(files) if files is not None else ""
+        reason = f"the weights of its experts do not fit together: {odd}" if odd else _reason(error)
+        raise BadInput(f"the model {name!r} cannot be loaded: {reason}") from error
     model: PreTrainedModel = loaded[0]
     info: dict[str, Any] = loaded[1]
     missing = sorted({*info["missing_keys"], *(str(key[0]) for key in info.get("mismatched_keys", ()))})
@@ -239,10 +246,13 @@ def _weights(
     if files is None:  # what the hub had is on this machine now
         files = read_files(place.folder, config, name)
     renamed = _renamed(model, files)
+    _refuse_twice(model, files, name)
+    if not method:
+        _refuse_codes(model, files, renamed, name)
     left = _left(model, files, renamed, sorted(info.get("unexpected_keys", ())), sorted(dropped.unexpected), config)
     if extra := left.unexplained:
         raise BadInput(f"{name!r} holds weights that its config has no place for: {extra[0]} and {len(extra) - 1} more")
-    notes = place.notes
+    notes = (*place.notes, *_departures(model, config))
     if made := sorted(dropped.missing):
         notes = (*notes, f"not in the files, and made by the class of the model: {made[0]} and {len(made) - 1} more")
     return model, Origin(files, renamed, left, method, None, notes)
@@ -261,7 +271,7 @@ def _decode(config: Any, method: str) -> None:
 def _require_size(config: Any, files: Files, name: str) -> None:
     """Raises BadInput where a configuration describes far more numbers than the files can hold, before any is made."""
     with torch.device("meta"):
-        described = sum(p.numel() for p in auto_class(config).from_config(config).parameters())
+        described = sum(p.numel() for p in auto_class(config).from_config(config, trust_remote_code=False).parameters())
     if described > 16 * files.size:  # a file of one bit a weight holds 8 to the byte
         raise BadInput(
             f"the config of {name!r} describes a model of {described:,} weights, which its files of {files.size:,}"
@@ -269,8 +279,56 @@ def _require_size(config: Any, files: Files, name: str) -> None:
         )
 
 
+def _refuse_codes(model: PreTrainedModel, files: Files, renamed: Mapping[str, str], name: str) -> None:
+    """Raises BadInput where a weight is stored in a type that is none of floating point, and no method explains it."""
+    state = model.state_dict()
+    for key, tensor in files.tensors.items():
+        at = state.get(renamed[key])
+        if at is not None and at.is_floating_point() and not tensor.dtype.startswith(("F", "BF")):
+            raise BadInput(
+                f"the weight {key} of {name!r} is stored in {tensor.dtype}, which is no floating-point type, and the"
+                " config names no method by which it was compressed; give the model that this one was made from"
+            )
+
+
+def _refuse_twice(model: PreTrainedModel, files: Files, name: str) -> None:
+    """Raises BadInput where a weight is stored with and without the name of the body before it: one of them is lost."""
+    for key in files.tensors:
+        longer = f"{model.base_model_prefix}.{key}"
+        if longer in files.tensors:
+            raise BadInput(
+                f"{name!r} holds the weight {longer} twice, as {key} too; delete the one that is out of date"
+            )
+
+
+def _departures(model: PreTrainedModel, config: Mapping[str, Any]) -> Iterator[str]:
+    """Where the model that was loaded is another than its configuration says."""
+    asked = config.get("architectures")
+    if isinstance(asked, list) and asked and type(model).__name__ not in asked:
+        yield f"the config names the class {asked[0]}, and the model was loaded as {type(model).__name__}"
+    if config.get("tie_word_embeddings") is not True or not model._tied_weights_keys:
+        return
+    try:
+        head: Any = model.get_output_embeddings()
+        embedding: Any = model.get_input_embeddings()
+    except NotImplementedError:  # of several models joined, which are refused as such
+        return
+    one, other = getattr(head, "weight", None), getattr(embedding, "weight", None)
+    if one is not None and other is not None and one.data_ptr() != other.data_ptr():
+        yield (
+            "the config ties the output matrix to the embedding, and the files hold two matrices that differ: both are"
+            " used as they are stored"
+        )
+
+
 def _reason(error: BaseException) -> str:
     text = first_sentence(error)
+    if "custom code" in text or "trust_remote_code" in text:
+        return "it needs a program that comes with it (auto_map), and no code of a model is executed"
+    if isinstance(error, KeyError):
+        return f"its config leads to {text}, which transformers does not know"
+    if "automatic conversion" in text:
+        return "its weights cannot be put together as its config says; one is missing or of another shape"
     if "ignore_mismatched_sizes" in text:
         return "its weights have other shapes than its config says"
     return text

@@ -597,6 +597,8 @@ class _Survey:
         chosen = {index.shape[-1] for [(_, index, _)] in self.calls}
         if len(chosen) > 1:
             raise BadInput(f"the MoE layers of {self.name!r} choose different numbers of experts: {sorted(chosen)}")
+        if 0 in chosen:
+            raise BadInput(f"the MoE layers of {self.name!r} choose no expert; see its config")
         return chosen.pop() if chosen else 0
 
     def _decoder_of(self, experts: Experts) -> int:

@@ -40,7 +40,12 @@ _POSITIVE = {
     "head_dim": 10**6,
     "max_position_embeddings": 10**12,
     "sliding_window": 10**12,
+    "num_labels": 10**6,
 }
+_COUNT = re.compile(r"(^|_)(num|n)_|_(size|dim|heads|layers|rank|experts)$")  # fields that count something
+_MOST = 10**12
+_UNBUILT = 1000  # layers that are too many to build only to find them missing
+_DEPTHS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "depth", "encoder_layers", "decoder_layers")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
 _MTP_FIELD = re.compile(r"nextn|mtp")
@@ -124,6 +129,18 @@ def _without_rotation(part: Mapping[str, Any]) -> bool:
     return part.get("qk_rope_head_dim") == 0 and bool(part.get("kv_lora_rank"))
 
 
+def refuse_damaged_object(path: Path, name: str) -> None:
+    """Raises BadInput where a file that transformers passes over when it is damaged is there and no JSON object."""
+    if not path.exists():
+        return
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"the model {name!r} cannot be loaded: {path.name} is damaged ({error})") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"the model {name!r} cannot be loaded: {path.name} holds no object")
+
+
 def refuse_impossible(config: Mapping[str, Any], name: str) -> None:
     """Raises BadInput naming the first field of a configuration, or of one inside it, that no model can have."""
     for part in _parts(config):
@@ -135,15 +152,40 @@ def refuse_impossible(config: Mapping[str, Any], name: str) -> None:
                 and not 1 <= value <= most
                 and not (value == 0 and (key == "sliding_window" or (key == "head_dim" and _without_rotation(part))))
             ):
-                raise BadInput(f"the config of {name!r} says {key} = {value}; it must be from 1 to {most:,}")
+                raise BadInput(f"the config of {name!r} says {key} = {_shown(value)}; it must be from 1 to {most:,}")
         counts = [part[key] for key in _EXPERTS if _is_number(part.get(key))]
+        for key in _EXPERTS:
+            count: Any = part.get(key)
+            if _is_number(count) and count < 0:
+                raise BadInput(f"the config of {name!r} says {key} = {_shown(count)}; it must be 0 or more")
         for key in _CHOSEN:
-            value = part.get(key)
-            if counts and _is_number(value) and value > max(counts) > 0:
-                raise BadInput(f"the config of {name!r} says {key} = {value}, more than its {max(counts)} experts")
+            chosen: Any = part.get(key)
+            if _is_number(chosen) and chosen < 1 and any(count > 0 for count in counts):
+                raise BadInput(f"the config of {name!r} says {key} = {_shown(chosen)}; a token needs at least 1 expert")
+            if counts and _is_number(chosen) and chosen > max(counts) > 0:
+                raise BadInput(
+                    f"the config of {name!r} says {key} = {_shown(chosen)}, more than its {max(counts)} experts"
+                )
         for key, value in part.items():
-            if isinstance(value, float) and math.isnan(value):
+            if isinstance(value, int) and abs(value) > _MOST and _COUNT.search(key):
+                raise BadInput(f"the config of {name!r} says {key} = {_shown(value)}; no model has as many")
+            if _holds_nan(value):
                 raise BadInput(f"the config of {name!r} says {key} = NaN; the file is damaged")
+
+
+def _holds_nan(value: Any) -> bool:
+    """Whether a number is NaN, or one inside a list or mapping."""
+    if isinstance(value, Mapping):
+        return any(_holds_nan(part) for part in value.values())
+    if isinstance(value, list):
+        return any(_holds_nan(part) for part in value)
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message; of one with many digits the first."""
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:12]}... ({len(text)} digits)"
 
 
 def quantization_of(config: Mapping[str, Any]) -> str:
@@ -219,15 +261,37 @@ def read_files(folder: Path, config: Mapping[str, Any], name: str) -> Files:
     elif index.is_file():
         paths = _indexed(index, name)
     else:
+        for path in (one, index):
+            if path.is_symlink() or path.exists():
+                what = "is a link to nothing" if not path.exists() else "is no regular file"
+                raise BadInput(f"the model {name!r} cannot be loaded: its {path.name} {what}")
         others = sorted(
             p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf", ".safetensors")
         )
         beside = f"; {others[0]} is not read, for only {ONE_FILE} and files of its index are" if others else ""
         raise BadInput(f"the model {name!r} cannot be loaded: it has no {ONE_FILE}{beside}")
     tensors: dict[str, Stored] = {}
+    owner: dict[str, Path] = {}
     for path in paths:
-        tensors |= read_header(path, name)
+        found = read_header(path, name)
+        for key in tensors.keys() & found.keys():
+            if not _same(key, owner[key], path):
+                raise BadInput(
+                    f"the weights of {name!r} contradict each other: {key} has other values in {owner[key].name} than"
+                    f" in {path.name}; keep the file that belongs to the model"
+                )
+        tensors |= found
+        owner |= dict.fromkeys(found, path)
     return Files(tuple(path.name for path in paths), tensors, sum(path.stat().st_size for path in paths), tuple(notes))
+
+
+def _same(key: str, first: Path, second: Path) -> bool:
+    """Whether two files hold the same tensor under a name."""
+    from safetensors import safe_open
+
+    with safe_open(first, framework="pt") as one, safe_open(second, framework="pt") as other:
+        a, b = one.get_tensor(key), other.get_tensor(key)
+        return a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
 
 
 def read_header(path: Path, name: str) -> dict[str, Stored]:
@@ -258,19 +322,53 @@ def read_header(path: Path, name: str) -> dict[str, Stored]:
 
 
 def require_layers(files: Files, config: Mapping[str, Any], name: str) -> None:
-    """Raises BadInput where a configuration has more layers than the files: such a model is not even built."""
-    asked = max((p["num_hidden_layers"] for p in _parts(config) if _is_number(p.get("num_hidden_layers"))), default=0)
-    numbers = [int(found[0]) for key in files.tensors if (found := _NUMBER.search(key))]
-    if numbers and asked > max(numbers) + 1:
-        raise BadInput(
-            f"the weights of {name!r} are incomplete: {asked} layers are configured, {max(numbers) + 1} stored"
-        )
+    """Raises BadInput where a configuration has more layers or experts than the files: such a model is not even built.
+
+    Of a part that the files may have been saved without, such as a vision tower, only what could not be built counts.
+    """
+    numbers = [[int(n) for n in _NUMBER.findall(key)] for key in files.tensors]
+    layers = max((found[0] for found in numbers if found), default=0) + 1
+    rows = max((n for tensor in files.tensors.values() for n in tensor.shape), default=0)
+    experts = max(rows, *(n + 1 for found in numbers for n in found), 1)
+    for part in _parts(config):
+        for key in _DEPTHS:
+            asked: Any = part.get(key)
+            own = key == "num_hidden_layers" and (part is config or part is config.get("text_config"))
+            if layers > 1 and _is_number(asked) and asked > layers + (0 if own else _UNBUILT):
+                raise BadInput(
+                    f"the weights of {name!r} are incomplete: {_shown(asked)} layers are configured, {layers} stored"
+                )
+        for key in _EXPERTS:
+            asked = part.get(key)
+            if _is_number(asked) and asked > experts:
+                raise BadInput(
+                    f"the config of {name!r} says {key} = {_shown(asked)}, and no tensor of its files has as many rows"
+                )
+
+
+def odd_expert(files: Files) -> str:
+    """What is irregular about the stored matrices of experts, for a message; empty where nothing is."""
+    kinds: dict[str, dict[str, Stored]] = {}
+    for key, tensor in files.tensors.items():
+        if ".experts." in key:
+            kinds.setdefault(_NUMBER.sub("*", key), {})[key] = tensor
+    most = max((len(found) for found in kinds.values()), default=0)
+    for kind, found in sorted(kinds.items()):
+        shapes = [tensor.shape for tensor in found.values()]
+        usual = max(set(shapes), key=shapes.count)
+        for key, tensor in sorted(found.items()):
+            if tensor.shape != usual:
+                return f"{key} is {list(tensor.shape)}, and others of its kind are {list(usual)}"
+        if len(found) < most:
+            return f"there are {len(found)} tensors {kind}, and {most} of another kind"
+    return ""
 
 
 def _indexed(index: Path, name: str) -> list[Path]:
     """The files that an index of weights names, each once; BadInput where it names anything outside its folder."""
     try:
-        named = dict.fromkeys(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        content = json.loads(index.read_text(encoding="utf-8"))
+        named = dict.fromkeys(content["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise BadInput(f"the index {str(index)!r} cannot be read: {error}") from None
     for file in named:
@@ -278,6 +376,8 @@ def _indexed(index: Path, name: str) -> list[Path]:
             raise BadInput(f"{str(index)!r} names {file!r}; only safetensors files of the same folder are read")
     if not named:
         raise BadInput(f"the index {str(index)!r} names no file; the model is damaged")
+    if not isinstance(content.get("metadata"), dict):
+        raise BadInput(f"the index {str(index)!r} has no object 'metadata', which transformers asks for; add one")
     return [index.parent / file for file in named]
 
 

@@ -30,6 +30,7 @@ VOCABULARIES = (
 )
 SETTINGS = "tokenizer_config.json"
 _MARKS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index", "audio_token_id")
+_AROUND = 16  # tokens that may be put around a text: more than any model was trained with
 _ENOUGH = 64  # entries beyond the embedding that are tried one by one
 
 
@@ -77,6 +78,7 @@ def require_fit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name
             f"the tokenizer of {name!r} does not belong to its model: it gives {token!r} the id {at}, and the embedding"
             f" has {rows} rows; use the tokenizer that the model was trained with"
         )
+    _require_ends(tokenizer, rows, name)
     for key, at in _named_ids(model):
         if at >= rows:
             raise BadInput(f"the config of {name!r} says {key} = {at}, and the embedding has {rows} rows")
@@ -98,6 +100,19 @@ def _require_text(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         raise BadInput(
             f"the tokenizer of {name!r} is damaged or has no real vocabulary: of {PROBE!r} it keeps {str(again)[:80]!r}"
         )
+
+
+def _require_ends(tokenizer: PreTrainedTokenizerBase, rows: int, name: str) -> None:
+    """What is put around a text is a few tokens that have rows."""
+    plain = len(tokenizer(PROBE, add_special_tokens=False, verbose=False)["input_ids"])
+    ids = list(tokenizer(PROBE, verbose=False)["input_ids"])
+    if max(ids, default=0) >= rows:
+        raise BadInput(
+            f"the tokenizer of {name!r} does not belong to its model: it puts the id {max(ids)} around a text, and the"
+            f" embedding has {rows} rows; use the tokenizer that the model was trained with"
+        )
+    if len(ids) > plain + _AROUND:
+        raise BadInput(f"the tokenizer of {name!r} is damaged: it puts {len(ids) - plain:,} tokens around every text")
 
 
 def _letters(text: str) -> str:
@@ -139,11 +154,16 @@ def _reached(tokenizer: PreTrainedTokenizerBase) -> set[str] | None:
 def _named_ids(model: PreTrainedModel) -> Iterator[tuple[str, int]]:
     """The ids that a configuration gives a meaning: the ends of a text, and what stands for other than text."""
     config = model.config
-    for key in ("eos_token_id", *_MARKS):
+    writing = getattr(model, "generation_config", None)
+    for key in ("eos_token_id", "generation eos_token_id", *_MARKS):
         found = getattr(config, key, None)
         if found is None and key == "eos_token_id":
             found = getattr(config.get_text_config(), key, None)
+        if key == "generation eos_token_id":
+            key, found = "eos_token_id (generation_config.json)", getattr(writing, "eos_token_id", None)
         for at in found if isinstance(found, list | tuple) else (found,):
+            if isinstance(at, str | float | bool):
+                raise BadInput(f"{key} of this model is {at!r}, which is no id of a token; see its config")
             if isinstance(at, int) and not isinstance(at, bool) and at >= 0:
                 yield key, at
 

@@ -394,6 +394,16 @@ def test_an_expert_may_be_switched_off_by_an_infinite_bias(tmp_path: Path) -> No
         ({"num_hidden_layers": 10**5}, "100000 layers are configured, 3 stored"),
         ({"num_hidden_layers": 2}, "no place for"),
         ({"num_local_experts": 7}, "other shapes"),
+        ({"num_local_experts": -1}, "num_local_experts = -1; it must be 0 or more"),
+        ({"num_local_experts": 10**6}, "num_local_experts = 1000000, and no tensor of its files has as many rows"),
+        ({"num_experts_per_tok": 0}, "num_experts_per_tok = 0; a token needs at least 1 expert"),
+        ({"num_labels": 10**12}, "num_labels = 1000000000000; it must be from 1 to"),
+        ({"num_key_value_heads": 10**400}, r"num_key_value_heads = 100000000000\.\.\. \(401 digits\)"),
+        ({"n_shared_experts": 10**400}, r"n_shared_experts = 1.*\(401 digits\); no model has as many"),
+        ({"vision_config": {"depth": 10**9}}, "1000000000 layers are configured, 3 stored"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": float("nan")}}, "rope_parameters = NaN"),
+        ({"rope_parameters": {"rope_type": "foo", "rope_theta": 1e4}}, "leads to 'foo', which transformers does not"),
+        ({"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}, "no code of a model is executed"),
         ({"max_position_embeddings": -1}, "max_position_embeddings = -1"),
         ({"num_attention_heads": 0}, "num_attention_heads = 0"),
         ({"head_dim": 0}, "head_dim = 0"),
@@ -457,6 +467,122 @@ def test_a_class_that_joins_several_models_is_refused(tmp_path: Path, monkeypatc
 def test_the_same_holds_for_a_packed_folder(packed: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(BadInput):
         load_model(str(configured(packed, **changes)))
+
+
+def without_one(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in tensors.items() if "1.block_sparse_moe.experts.3.w1" not in key}
+
+
+def with_one_short(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value[:5] if "experts.3.w1" in key else value for key, value in tensors.items()}
+
+
+def with_codes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.to(torch.int8) if "experts.3.w1" in key else value for key, value in tensors.items()}
+
+
+def with_a_head_of_truths(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return tensors | {"lm_head.weight": tensors["lm_head.weight"] > 0}
+
+
+def with_two_embeddings(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return tensors | {"embed_tokens.weight": torch.ones_like(tensors["model.embed_tokens.weight"])}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (without_one, r"there are 17 tensors model.layers.*w1.weight, and 18 of another kind"),
+        (with_one_short, r"experts.3.w1.weight is \[5, 32\], and others of its kind are \[48, 32\]"),
+        (with_codes, "experts.3.w1.weight of .* is stored in I8, which is no floating-point type"),
+        (with_a_head_of_truths, "lm_head.weight of .* is stored in BOOL"),
+        (with_two_embeddings, "holds the weight model.embed_tokens.weight twice, as embed_tokens.weight too"),
+        (lambda tensors: {k: v for k, v in tensors.items() if k != "lm_head.weight"}, "lm_head.weight and 0 more are"),
+    ],
+)
+def test_weights_that_cannot_be_those_of_the_model_are_named(
+    tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], said: str
+) -> None:
+    with pytest.raises(BadInput, match=said):
+        load_model(str(rewritten(tiny_folder(tmp_path), change)))
+
+
+@pytest.mark.parametrize("part", ["scale_inv", "0.self_attn.o_proj.weight_scale_inv", "0.down_proj.weight_scale_inv"])
+def test_float8_without_the_scale_that_its_format_has_is_refused(tmp_path: Path, part: str) -> None:
+    folder = rewritten(fp8_folder(tmp_path / "m"), lambda t: {k: v for k, v in t.items() if not k.endswith(part)})
+    with pytest.raises(BadInput, match=r"without the scale it needs|tensors .*scale_inv, and 12 of another kind"):
+        load_model(str(folder))
+
+
+def test_two_files_may_hold_the_same_tensor_and_not_one_name_for_two(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    head = {"lm_head.weight": tensors["lm_head.weight"]}
+    save_file(tensors, folder / "a.safetensors", metadata={"format": "pt"})
+    save_file(head, folder / "b.safetensors", metadata={"format": "pt"})
+    index: dict[str, Any] = {
+        "metadata": {},
+        "weight_map": dict.fromkeys(tensors, "a.safetensors") | {"x": "b.safetensors"},
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert source_of(folder).files == ("a.safetensors", "b.safetensors")
+    save_file({"lm_head.weight": -head["lm_head.weight"]}, folder / "b.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=r"lm_head.weight has other values in a.safetensors than in b.safetensors"):
+        load_model(str(folder))
+    index["weight_map"]["y"] = "c.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "b.safetensors").unlink()
+    with pytest.raises(BadInput, match=r"cannot be read: b.safetensors: No such file"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"eos_token_id": "x"}', '{"eos_token_id": 9999}'])
+def test_a_damaged_generation_config_is_not_passed_over(tmp_path: Path, text: str) -> None:
+    folder = tiny_folder(tmp_path)
+    (folder / "generation_config.json").write_text(text)
+    with pytest.raises(BadInput, match=r"generation_config.json|eos_token_id"):
+        load_model(str(folder))
+
+
+def test_where_a_model_is_another_than_its_config_says_the_record_will_tell(tmp_path: Path) -> None:
+    folder = configured(tiny_folder(tmp_path), tie_word_embeddings=True, architectures=["MixtralModel"])
+    class_, tied = source_of(folder).notes
+    assert class_ == "the config names the class MixtralModel, and the model was loaded as MixtralForCausalLM"
+    assert "two matrices that differ: both are used" in tied
+    assert not source_of(tiny_folder(tmp_path / "as said")).notes
+
+
+def around(ids: list[int]) -> dict[str, Any]:
+    start = {"SpecialToken": {"id": "<z>", "type_id": 0}}
+    a, b = ({"Sequence": {"id": at, "type_id": n}} for n, at in enumerate("AB"))
+    special = {"<z>": {"id": "<z>", "ids": ids, "tokens": ["<z>"] * len(ids)}}
+    return {"type": "TemplateProcessing", "single": [start, a], "pair": [start, a, b], "special_tokens": special}
+
+
+def test_what_a_tokenizer_puts_around_a_text_is_a_few_tokens_that_have_rows(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    for ids, said in (([9999], "puts the id 9999 around a text"), ([5] * 1000, "puts 1,000 tokens around every text")):
+        (folder / "tokenizer.json").write_text(json.dumps(content | {"post_processor": around(ids)}))
+        with pytest.raises(BadInput, match=said):
+            load_model(str(folder))
+    (folder / "tokenizer.json").write_text(json.dumps(content | {"post_processor": around([1])}))
+    assert load_model(str(folder)).tokenizer("a")["input_ids"][0] == 1
+
+
+def test_what_stands_in_the_place_of_a_weights_file_is_called_what_it_is(tmp_path: Path) -> None:
+    path = tiny_folder(tmp_path) / "model.safetensors"
+    path.rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(BadInput, match=r"no model.safetensors; pytorch_model.bin is not read"):
+        load_model(str(tmp_path))
+    path.symlink_to("nowhere")
+    with pytest.raises(BadInput, match="its model.safetensors is a link to nothing"):
+        load_model(str(tmp_path))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(BadInput, match="its model.safetensors is no regular file"):
+        load_model(str(tmp_path))
 
 
 def test_an_adapter_is_no_model(tmp_path: Path) -> None:
