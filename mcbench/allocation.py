@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mcbench.bounds import shown
 from mcbench.errors import BadInput, CheckFailed
+from mcbench.fallbacks import require_remarks
 
 WIDTHS = (1, 2, 3, 4, 8, 16)  # 16 means kept as it is
 
@@ -169,14 +170,19 @@ class BitBudget:
 
 @dataclass(frozen=True, eq=False)
 class BitAllocation:
-    """The width of every routed expert [L, E], and of everything else; 16 means kept."""
+    """The width of every routed expert [L, E], and of everything else; 16 means kept.
+
+    notes: what the allocator did otherwise than asked, in words, for the record of a run; no part of its value.
+    """
 
     widths: NDArray[np.int64]
     attention: int = 4
     shared: int = 4
     router: int = 16
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", require_remarks(self.notes, "an allocation"))
         widths = np.array(self.widths, dtype=np.int64)
         if widths.ndim != 2:
             raise BadInput(f"an allocation is a table of layers by experts, not of shape {widths.shape}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mcbench.bounds import alternatives, bounds_in, hints_of
 from mcbench.composition import METHODS, defaults, make, named, split
 from mcbench.datasets import Found, look
+from mcbench.declarations import require_declarations, require_task_declarations
 from mcbench.errors import BadInput, UnknownName
 from mcbench.method import Method, decisions
 from mcbench.progress import track
@@ -63,7 +64,11 @@ def task_with(name: str, settings: Mapping[str, Any]) -> Task:
     """A task with some of its parameters set; UnknownName and BadInput as `select_tasks`."""
     if name in defaults()["suites"]:
         raise BadInput(f"{name!r} is a suite and takes no parameters; name its tasks")
-    return make(TASKS.get(name), name, settings)
+    from mcbench.task import Task
+
+    kind = TASKS.get(name)
+    require_task_declarations(kind, Task, name)
+    return make(kind, name, settings)
 
 
 def served(folder: Path) -> list[tuple[str, tuple[Found, ...]]]:
@@ -84,6 +89,7 @@ def describe(name: str) -> str:
     kind = _find(name)
     lines = [f"{name}: {inspect.getdoc(inspect.getmodule(kind)) or ''}".strip(), "", inspect.getdoc(kind) or ""]
     if issubclass(kind, Method):
+        require_declarations(kind, name)
         lines += ["", f"decides: {', '.join(decisions(kind))}", f"needs: {', '.join(_needs(kind)) or 'nothing'}"]
         if "route" in decisions(kind):
             policy = kind()

@@ -14,8 +14,9 @@ from functools import cache
 from typing import Any, TypeVar
 
 from mcbench.bounds import alternatives, bounds_in, hints_of, require_value, shown
+from mcbench.declarations import require_answers, require_declarations
 from mcbench.errors import BadInput, UnknownName
-from mcbench.method import DECISIONS, Method, decisions
+from mcbench.method import DECISIONS, Method, decisions, declared
 from mcbench.registry import Registry, looks_like_path, suggest
 
 LONGEST = 1000  # characters of a method string
@@ -81,7 +82,7 @@ class Composition:
     @property
     def layerwise(self) -> bool:
         """Whether each layer is quantised on what the layers before it, already quantised, give it."""
-        return getattr(self.quantizer, "inputs", "original") == "quantized"
+        return bool(declared(self.quantizer, "inputs_field") == "quantized")
 
     def __str__(self) -> str:
         """The method string with every default part and every changed hyper-parameter written out."""
@@ -89,12 +90,12 @@ class Composition:
 
 
 def compose(text: str, *, seed: int = 0, registered: bool = False) -> Composition:
-    """Parses `text`, resolves aliases, fills in the default parts and `seed` fields.
+    """Parses `text`, resolves aliases, fills in the default parts and the fields that methods declare as their seeds.
 
     registered: for text that was read from a file, in which a name is looked up and never taken for a path.
 
-    Raises UnknownName for a method or hyper-parameter that does not exist and BadInput for a value of the wrong type
-    or two parts that own the same decision.
+    Raises UnknownName for a method or hyper-parameter that does not exist and BadInput for a value of the wrong type,
+    a method that declares what cannot be (`mcbench.declarations`), or two parts that own the same decision.
     """
     parts = [_part(piece, seed, registered) for piece in _pieces(text)]
     owners = _owners(parts)
@@ -154,8 +155,10 @@ def _part(piece: str, seed: int, registered: bool = False) -> Part:
         raise UnknownName(f"no method is called {name.strip()!r}; {suggest(name, [*known, *defaults()['aliases']])}")
     name, settings = named(piece)
     kind = METHODS.get(name)
-    default = {f.name: f.default for f in dataclasses.fields(kind)}.get("seed", dataclasses.MISSING)
-    return Part(name, make(kind, name, {"seed": seed, **settings} if default is None else settings))
+    require_declarations(kind, name)
+    method = make(kind, name, {kind.seed_field: seed, **settings} if kind.seed_field else settings)
+    require_answers(method, name)
+    return Part(name, method)
 
 
 def named(text: str) -> tuple[str, dict[str, Any]]:

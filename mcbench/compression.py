@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,10 +36,12 @@ from mcbench.checkpoint import (
     write_weights,
 )
 from mcbench.errors import BadInput, CheckFailed
+from mcbench.fallbacks import gathered
 from mcbench.inputs import require_place
 from mcbench.model import PROJECTIONS, MoEModel, load_model
 from mcbench.quantization import QuantizedTensor, concatenate
 from mcbench.source import Source
+from mcbench.store import Fallback
 
 _WIDTHS = {"float8": 8, "fp8": 8, "mxfp4": 4, "float4": 4}  # bits of a weight, by how the type's name begins
 COMPONENTS = ("experts", "attention", "shared", "router", "other", "header")
@@ -188,6 +190,22 @@ class CompressedModel:
                 tensors = [kept] if kept is not None else list(codes.tensors().values()) if codes is not None else []
                 sizes[layer, chosen] += sum(tensor.nbytes for tensor in tensors) / len(chosen)
         return sizes
+
+    def fallbacks(self, starved: Iterable[Fallback] = ()) -> tuple[str, ...]:
+        """What did not go as asked for the matrices that have codes, gathered into lines that say for how many.
+
+        starved: what was done for experts that saw few tokens or none; of experts that are kept it does not count.
+        """
+        by_place: dict[tuple[int, int, str], list[str]] = {}
+        for each in starved:
+            by_place.setdefault((each.layer, each.expert, each.projection), []).append(each.remark)
+        experts = [
+            (*codes.remarks(place), *by_place.get((layer, expert, projection), ()))
+            for (layer, projection, width), codes in self.experts.items()
+            for place, expert in enumerate(np.flatnonzero(self.allocation.widths[layer] == width).tolist())
+        ]
+        linears = [codes.remarks(0) for codes in self.linears.values()]
+        return (*gathered(experts, "expert matrices"), *gathered(linears, "attention and shared-expert matrices"))
 
     def digest(self) -> str:
         """That of the model as it computes now."""

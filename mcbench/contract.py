@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcbench.composition import METHODS, Composition, compose, defaults
+from mcbench.declarations import require_answers, require_declarations
 from mcbench.method import DECISIONS, Method, decisions
 
 if TYPE_CHECKING:
@@ -81,6 +82,17 @@ def _is_documented(kind: type[Method]) -> str | None:
     return None if opening else "the file does not open with a sentence about the method"
 
 
+def _declares_what_can_be(kind: type[Method]) -> str | None:
+    from mcbench.errors import BadInput
+
+    try:
+        require_declarations(kind, kind.__name__)
+        require_answers(kind(), kind.__name__)
+    except BadInput as error:
+        return str(error)
+    return None
+
+
 def _has_defaults(kind: type[Method]) -> str | None:
     kind()
     return None
@@ -95,6 +107,7 @@ _FORM: dict[str, Callable[[type[Method]], str | None]] = {
     "it is documented": _is_documented,
     "every hyper-parameter has a default": _has_defaults,
     "it takes at least one decision": _decides,
+    "what it declares can be": _declares_what_can_be,
 }
 
 

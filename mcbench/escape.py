@@ -15,7 +15,7 @@ from mcbench.files import printable
 _LATEX = {
     "\\": "\\textbackslash{}", "&": "\\&", "%": "\\%", "$": "\\$", "#": "\\#", "_": "\\_", "{": "\\{", "}": "\\}",
     "~": "\\textasciitilde{}", "^": "\\^{}", "<": "\\ensuremath{<}", ">": "\\ensuremath{>}",
-    "±": "$\\pm$", "÷": "$\\div$",
+    "±": "$\\pm$", "÷": "$\\div$", "†": "$\\dagger$",
 }  # fmt: skip
 _MARKDOWN = re.compile(r"[\\`|\[\]$]|(?<![^\W_])_|_(?![^\W_])|#$|://|(?i:\bwww)\.")
 _ENTITY = re.compile(r"&(?=[#\w])")

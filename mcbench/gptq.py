@@ -266,7 +266,12 @@ def _damped(hessian: Tensor, damping: float) -> _Damped:
     while tried <= max(_MOST_DAMPING, damping):
         damped = hessian + torch.diag(dead + tried * mean)
         if int(torch.linalg.cholesky_ex(damped).info) == 0:
-            return _Damped(damped, True, (f"damping raised from {damping:g} to {tried:g}",) if tried != damping else ())
+            raised = [f"damping raised from {damping:g} to {tried:g}"] if tried != damping else []
+            silent = int(dead.count_nonzero())
+            zero = (
+                [f"{silent} of {len(dead)} inputs were always zero: their weights rounded to nearest"] if silent else []
+            )
+            return _Damped(damped, True, (*raised, *zero))
         tried = max(10 * tried, 1e-6)
     raise BadInput(f"a Hessian with mean diagonal {mean:g} is not positive semi-definite, whatever the damping")
 

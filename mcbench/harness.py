@@ -64,6 +64,10 @@ class DefinedTask(Task):
 
     also: ClassVar[tuple[str, ...]] = ()
 
+    def _window(self) -> int:
+        """How many tokens are predicted at a time, 0 for the model's whole window."""
+        return 0
+
     def parts(self, items: Sequence[Any]) -> Iterator[Part]:
         """The items in their order, as tasks that `lm_eval.evaluate` takes as well."""
         raise NotImplementedError
@@ -156,7 +160,7 @@ class DefinedTask(Task):
 
     def _read(self, lm: LanguageModel, asked: Sequence[Asked], done: Collection[int]) -> Iterator[dict[int, Row]]:
         texts = [each.requests[0].args[0] for each in asked]
-        for batch in lm.text_batches(texts, getattr(self, "window", 0) or None, done):
+        for batch in lm.text_batches(texts, self._window() or None, done):
             yield {at: {**self._loss_row(asked[at], score), **noted(batch, at)} for at, score in batch.items()}
 
     def _loss_row(self, asked: Asked, score: Any) -> Row:
@@ -197,8 +201,11 @@ class HarnessTask(DefinedTask):
     group_column: the column whose value tells which definition a row belongs to; empty where there is only one.
     passage_column: the column with the text that a question is about, where several share one; moves no answer.
     metric: the one that counts; `also` the others that lm-eval computes.
+    window_field: the name of the field, an int, that says in windows of how many tokens texts are read; empty where the
+        windows are the model's. A field of any other name is a parameter that moves nothing by itself.
     """
 
+    window_field: ClassVar[str] = ""
     definition: ClassVar[str] = ""
     data: ClassVar[str] = ""
     split: ClassVar[str] = "test"
@@ -210,7 +217,10 @@ class HarnessTask(DefinedTask):
         super().__post_init__()
         if self.example_count() < 0:
             raise BadInput(f"{self.name} shows 0 examples or more before a question, not {self.example_count()}")
-        require_window(self, getattr(self, "window", 0))
+        require_window(self, self._window())
+
+    def _window(self) -> int:
+        return int(getattr(self, self.window_field)) if self.window_field else 0
 
     def rows(self, split: str) -> Rows:
         """The rows of a split in the columns of the definition, with their source and its digest.
@@ -259,7 +269,7 @@ class HarnessTask(DefinedTask):
         groups = tuple(self._groups()) if self.group_column else ("",)
         written = _new_tokens(self.definition, groups, json.dumps(self.changes()))
         require_prompt_room(self, written, window)
-        require_window_room(self, getattr(self, "window", 0), window)
+        require_window_room(self, self._window(), window, self.window_field)
 
     # -- lm-eval
 

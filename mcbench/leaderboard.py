@@ -12,6 +12,7 @@ import csv
 import functools
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ MARKDOWN, CSV, LATEX, HTML = "README.md", "leaderboard.csv", "leaderboard.tex", 
 SPEED_CSV = "speed.csv"  # only where there are profiles
 NOTES = "notes.md"
 ASKED = "§"  # after a score
+FALLBACK = "†"  # after the method of a run that did something otherwise than asked
+SHOWN_FALLBACKS = 12  # remarks under a table; the page and the records have each
 PAGE = 40  # rows of a table that a printed page holds
 CLEAR_ERRORS = 2  # standard errors beyond which a paired difference is marked
 # two machines and two ways of computing may differ that much in the score of the same uncompressed model
@@ -406,7 +409,8 @@ def _difference(cell: Result) -> str:
 def _method(table: Table, record: Record) -> str:
     """The method string, with the seed where the same method stands there with another one."""
     seeds = {other.seed for other in table.records if other.method == record.method}
-    return f"{record.method}, seed {record.seed}" if len(seeds) > 1 else record.method
+    name = f"{record.method}, seed {record.seed}" if len(seeds) > 1 else record.method
+    return f"{name} {FALLBACK}" if record.fallbacks else name
 
 
 def _bits(record: Record) -> list[str]:
@@ -445,7 +449,19 @@ def _facts(table: Table) -> list[str]:
             )
     if any(asked_share(result) is not None for record in table.records for result in record.results):
         facts.append(f"{ASKED} the method was calibrated on text that this task asks")
-    return facts
+    return [*facts, *_fallbacks(table)]
+
+
+def _fallbacks(table: Table) -> list[str]:
+    """What the marked rows did otherwise than asked, each remark with the number of rows that it is about."""
+    told = Counter(text for record in table.records for text in dict.fromkeys(record.fallbacks))
+    rows = len(table.records)
+    lines = [f"{FALLBACK} {text} ({count} of {rows} rows)" for text, count in told.most_common(SHOWN_FALLBACKS)]
+    if len(told) > SHOWN_FALLBACKS:
+        lines.append(f"{FALLBACK} and {len(told) - SHOWN_FALLBACKS} more remarks, in the records")
+    if told:
+        lines.append(f"{FALLBACK} records made before mcbench told this of single matrices have no mark for it")
+    return lines
 
 
 def _subject(table: Table) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mcbench.bounds import require_bounds
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # torch stays out of reach until a method computes with it
     from mcbench.text import CalibrationData
 
 DECISIONS = ("allocate", "quantize", "route")
+SIGHTS = ("hidden", "logits", "attention")  # what a policy may look at beside the router's choice
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,28 @@ class Method:
     """Base of everything in `methods/`. A subclass owns each decision whose function it overrides.
 
     Its fields are its hyper-parameters: the method string sets them, the record stores them, `mcbench show` prints
-    them. A field named `seed` with default None is filled from `--seed`. A quantiser that needs a Hessian and has a
-    field named `inputs` takes it, where that is "quantized", from the model whose earlier layers are quantised already.
+    them. What a field is called means nothing. What changes how a method is run is declared by attributes of its class,
+    written without annotation or as ClassVar, and checked when methods are composed (`mcbench.declarations`):
+
+    paper: the address of its paper, in text.
+    needs_hessian: `quantize` gets Hessians, so that calibration text is needed.
+    compresses: False for what leaves the model as it is: no other part but a routing policy goes with it.
+    seed_field: the name of the field, int or None with default None, that is filled from `--seed` where nobody set it.
+    inputs_field: of a quantiser that needs a Hessian: the field, "original" or "quantized" with the former as default,
+        that says whose inputs it is made of; "quantized" are those of the model whose earlier layers are quantised.
+    layers_field: of a routing policy: the field, tuple[int, ...] or None with default None, that says in which MoE
+        layers it is asked; None means all of them.
+    fitted_field: of a routing policy: the field, text with default "", that names a folder with what an earlier run
+        learnt, which then is read in place of `learn`.
     """
 
     paper: ClassVar[str] = ""
     needs_hessian: ClassVar[bool] = False
-    compresses: ClassVar[bool] = True  # False for what leaves the model as it is: no other part goes with it
+    compresses: ClassVar[bool] = True
+    seed_field: ClassVar[str] = ""
+    inputs_field: ClassVar[str] = ""
+    layers_field: ClassVar[str] = ""
+    fitted_field: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         """Raises BadInput for a field out of its bounds (see `mcbench.bounds`); a subclass calls it from its own."""
@@ -92,6 +108,12 @@ class Method:
         A token's answer must not depend on other sequences of the batch or on padding.
         """
         raise NotImplementedError
+
+
+def declared(method: Method, declaration: str) -> Any:
+    """The value of the field that a declaration such as `layers_field` names; None where it names none."""
+    name = getattr(type(method), declaration)
+    return getattr(method, name) if name else None
 
 
 def decisions(method: Method | type[Method]) -> tuple[str, ...]:

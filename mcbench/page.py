@@ -204,6 +204,7 @@ def _row(line: Line, cells: Iterable[Cell]) -> str:
         "data-r": line.record.digest[:16],
         "data-s": series(line.record),
         "data-u": "" if line.uncompressed else None,
+        "title": "; ".join(line.record.fallbacks) or None,
     }
     return f'<tr{_attributes(facts)}><th scope="row">{escape.html(line.name)}</th>{"".join(map(_cell, cells))}</tr>'
 

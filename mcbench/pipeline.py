@@ -21,6 +21,7 @@ from mcbench.catalogue import select_tasks
 from mcbench.composition import METHODS, Composition, Part, compose, defaults
 from mcbench.datasets import data_folder
 from mcbench.errors import BadInput, require_all
+from mcbench.fallbacks import gathered_experts
 from mcbench.files import require_writable
 from mcbench.inputs import require_calibration, require_device, require_dtype, require_model, require_place
 from mcbench.locks import in_turn
@@ -248,7 +249,8 @@ class Bench:
             with clock.stage("fidelity"):
                 distance = self._fidelity(learnt.identity, policy) if after is not before else None
             after = self._note_overlap(after, data) if data is not None else after
-            record = _record(composition, moe, learnt, before, after, clock, seed, command, routing, distance)
+            noted = policy.learnt.notes if policy is not None else ()
+            record = _record(composition, moe, learnt, before, after, clock, seed, command, routing, distance, noted)
         return record, record.save(after.folder / FILE_NAME)
 
     def _note_overlap(self, answers: Answers, data: CalibrationData) -> Answers:
@@ -325,7 +327,7 @@ class Bench:
 
         quantizer, folder = composition.owner("quantize"), self.exam.calibration
         if composition.layerwise:  # what an allocation is decided by comes before there is one
-            plain = dataclasses.replace(quantizer.method, inputs="original")  # type: ignore[call-arg]
+            plain = dataclasses.replace(quantizer.method, **{quantizer.method.inputs_field: "original"})
             quantizer = dataclasses.replace(quantizer, method=plain)
         name = f"{quantizer} {source_digest(quantizer)}"
         key = (name, data.digest, budget.widths)
@@ -626,7 +628,11 @@ def _compress(
         unseen=len(stats.unseen),
         starved=len(stats.starved),
     )
-    fallbacks = tuple(dict.fromkeys((*map(str, store.fallbacks), *stats.provenance.get("fallbacks", ()))))
+    fallbacks = (
+        *dict.fromkeys(allocation.notes),
+        *compressed.fallbacks(store.fallbacks),
+        *gathered_experts(stats.fallbacks, moe.layers, moe.experts),
+    )
     return Compressed(
         allocation, sizes, identity, compressed.expert_bytes(), budget, calibration, fallbacks
     ), compressed
@@ -737,7 +743,9 @@ def _record(
     command: Sequence[str],
     routing: recorded.Routing | None,
     distance: recorded.Fidelity | None,
+    noted: Sequence[str] = (),
 ) -> Record:
+    """noted: what a routing policy did otherwise than asked."""
     import torch
 
     from mcbench.text import tokenizer_digest
@@ -794,6 +802,7 @@ def _record(
                 (
                     *(moe.source.notes if moe.source else ()),
                     *learnt.fallbacks,
+                    *noted,
                     *before.fallbacks(),
                     *after.fallbacks(),
                 )

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from mcbench.bounds import Between, Layers, Share
 from mcbench.errors import BadInput
-from mcbench.method import Method
+from mcbench.fallbacks import require_remarks
+from mcbench.method import Method, declared
 from mcbench.progress import track
 from mcbench.routing import Choices, Learnt, PairCounts, Routed, rank_in_sequence
 from mcbench.sealed import (
@@ -53,6 +54,9 @@ class ThresholdPolicy(Method):
     layers: the MoE layers that are pruned, counted from 0; all by default.
     fitted: a folder with thresholds found by an earlier run; they are used instead of learning some.
     """
+
+    layers_field: ClassVar[str] = "layers"
+    fitted_field: ClassVar[str] = "fitted"
 
     skip: Share | None = None
     quantile: Annotated[float, Between(0, 1)] = 0.5
@@ -139,7 +143,8 @@ class ThresholdPolicy(Method):
                 f"a skip of {skip:g} cannot be met: scores of many pairs are equal, and the nearest share is "
                 f"{really:.3f}; ask for that one, or use another policy"
             )
-        return Learnt({"threshold": table}, {"quantile": quantile, "skipped": really, "rounds": rounds})
+        facts = {"quantile": quantile, "skipped": really, "rounds": rounds}
+        return Learnt({"threshold": table}, facts, missed_share(skip, really))
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,13 @@ class ProtectingPolicy(ThresholdPolicy):
         return rank_in_sequence(-self.importance(choices), choices) < _whole(self.drop_all, choices.length)
 
 
+def missed_share(asked: float, reached: float) -> tuple[str, ...]:
+    """What to note where another share of the pairs is skipped on the calibration text than was asked for."""
+    if abs(asked - reached) <= CLOSE:
+        return ()
+    return (f"a skip of {reached:.4f} instead of {asked:g}, the nearest that was found on the calibration text",)
+
+
 def weight_ratio(choices: Choices) -> Tensor:
     """[T, K] each weight divided by the greatest of its token; nothing runs where the router chose nothing."""
     import torch
@@ -218,7 +230,8 @@ class RoutingPolicy:
     @property
     def layers(self) -> tuple[int, ...] | None:
         """The MoE layers that it prunes; None means all."""
-        return getattr(self.method, "layers", None)
+        layers: tuple[int, ...] | None = declared(self.method, "layers_field")
+        return layers
 
     def __call__(self, choices: Choices) -> Routed:
         return self.method.route(choices, self.learnt.tables)
@@ -244,7 +257,7 @@ class RoutingPolicy:
         folder = Path(folder)
         tables = {name: table.detach().cpu().contiguous() for name, table in self.learnt.tables.items()}
         content = {"policy": self.name, "model": self.model, "key": self.key, "facts": dict(self.learnt.facts)}
-        content |= {"provenance": dict(self.provenance)}
+        content |= {"provenance": dict(self.provenance), "notes": list(self.learnt.notes)}
         write_tensors(folder / TABLES, KIND, {"description": content_digest(content)}, tables)
         write_json(folder / DESCRIPTION, KIND, self._learnt_from(), content)
         return folder
@@ -277,7 +290,8 @@ def _kept(folder: Path, method: Method, learnt_from: Mapping[str, Any] | None = 
     if found is None:
         raise Damaged.of(folder / TABLES, KIND, f"it is missing beside {DESCRIPTION}")
     try:
-        learnt = Learnt(found[0], content["facts"])
+        notes = require_remarks(content.get("notes", ()), "the policy")
+        learnt = Learnt(found[0], content["facts"], notes)
         policy = RoutingPolicy(content["policy"], method, learnt, content["model"], content["provenance"])
         problem = "" if content["key"] == policy.key else "it was changed after it was written"
         if any(bool(table.isnan().any()) for table in found[0].values()):
@@ -316,12 +330,12 @@ def fit(
     found there again. Raises BadInput where the method cannot have what it asks for in this model.
     """
     there = model.digest() if identity is None else identity
-    if given := getattr(method, "fitted", ""):
+    if given := declared(method, "fitted_field"):
         policy = load_policy(given, name, method)
         if policy.model != there:
             raise BadInput(
                 f"the policy in {given!r} was calibrated on another model ({policy.model[:12]}) than the one to run "
-                f"({there[:12]}); leave fitted out to calibrate one here"
+                f"({there[:12]}); leave {method.fitted_field} out to calibrate one here"
             )
         return policy
     provenance = {
@@ -337,7 +351,9 @@ def fit(
         kept = unless_damaged(partial(_kept, home, method, _learnt_from(name, there, provenance)))
         if kept is not None:
             return kept
-    policy = RoutingPolicy(name, method, method.learn(model, data), there, provenance)
+    learnt = method.learn(model, data)
+    require_remarks(learnt.notes, f"the policy {name!r}")
+    policy = RoutingPolicy(name, method, learnt, there, provenance)
     if home is not None:
         policy.save(home)
     return policy

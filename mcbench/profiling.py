@@ -35,6 +35,7 @@ from mcbench.experts import IMPLEMENTATION, PROJECTIONS
 from mcbench.files import require_writable
 from mcbench.inputs import require_device
 from mcbench.locks import in_turn
+from mcbench.method import declared
 from mcbench.model import MoEModel, load_model
 from mcbench.pipeline import Bench, Exam, fit_policy, language_model, require_budget, require_sources
 from mcbench.progress import muted, stage, track
@@ -225,7 +226,7 @@ def _composed(method: str, seed: int, recorded: bool) -> Composition:
         composition = compose(method, seed=seed, registered=True)
     except UnknownName as error:
         raise UnknownName(f"{error}; a record names no file: give the method's with --method") from None
-    if any(getattr(part.method, "fitted", "") for part in composition.parts):
+    if any(declared(part.method, "fitted_field") for part in composition.parts):
         raise BadInput(f"{method!r} names a folder, and none is read because a record names it: give --method")
     return composition
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mcbench.errors import BadInput
+from mcbench.fallbacks import require_remarks
 from mcbench.packing import CODE_BITS, pack, row_bytes, unpack
 
 GROUP_SIZE = 128
@@ -32,7 +33,8 @@ class QuantizedTensor:
     shape: (N, out, in)
     group_size: weights that share a scale
     asked_group_size: what was asked for; it differs where that does not divide the row
-    notes: for each matrix, what did not go as asked (damping raised, rows rounded to nearest)
+    notes: for each matrix, what did not go as asked (damping raised, rows rounded to nearest); the record of a run has
+        them, gathered over all matrices. BadInput where they are not a tuple of texts for each matrix
     """
 
     packed: Tensor
@@ -45,8 +47,10 @@ class QuantizedTensor:
     notes: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.notes) != self.shape[0]:  # none were given
-            object.__setattr__(self, "notes", ((),) * self.shape[0])
+        notes: object = self.notes or ((),) * self.shape[0]
+        if not isinstance(notes, tuple | list) or len(notes) != self.shape[0]:
+            raise BadInput(f"notes are a tuple of texts for each of {self.shape[0]} matrices, not {notes!r:.80}")
+        object.__setattr__(self, "notes", tuple(require_remarks(own, "a matrix") for own in notes))
 
     @classmethod
     def encode(
@@ -120,7 +124,12 @@ class QuantizedTensor:
         """Why the groups are not as large as asked for, in words; None where they are."""
         if self.group_size == group_size_for(self.shape[-1], self.asked_group_size, exact=True):
             return None
-        return f"groups of {self.group_size} instead of {self.asked_group_size}: the rows hold {self.shape[-1]} weights"
+        return f"group {self.group_size} instead of {self.asked_group_size}, as a row has {self.shape[-1]} weights"
+
+    def remarks(self, index: int) -> tuple[str, ...]:
+        """All that did not go as asked for one of the matrices, in words."""
+        fallback = self.group_fallback
+        return (*([fallback] if fallback else []), *self.notes[index])
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -17,6 +17,7 @@ from mcbench.witness import merged
 
 COLUMNS = 100  # fits a terminal, and a page when printed
 UNBROKEN = "\u00a0"  # a space at which no line is broken
+FALLBACKS = 12  # remarks of a run that are shown; the record has each
 SHOWN_LAYERS = 6  # a model of more MoE layers shows the sum alone; the record has each
 CHANCE = "~"  # marks a difference that chance could explain
 CHANCE_ERRORS = 1.96  # standard errors: 95 % of such differences come about without any cause
@@ -251,9 +252,10 @@ def _caveats(record: Record) -> Iterator[tuple[str, str]]:
         yield from _routing_caveats(record.routing)
     if record.partial:
         yield "partial", "--limit left items out, so the leaderboard leaves this record out"
-    if record.fallbacks:
-        more = len(record.fallbacks) - 1
-        yield "fallback", record.fallbacks[0] + (f"; and {more} more, see the record" if more else "")
+    for text in record.fallbacks[:FALLBACKS]:
+        yield "fallback", text
+    if (more := len(record.fallbacks) - FALLBACKS) > 0:
+        yield "fallback", f"and {more} more, see the record"
 
 
 def _data_caveats(results: Sequence[Result]) -> Iterator[tuple[str, str]]:

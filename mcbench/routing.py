@@ -31,10 +31,14 @@ class Routed(NamedTuple):
 
 
 class Learnt(NamedTuple):
-    """What a policy found out about a model: tensors by name, and what there is to say about how it came about."""
+    """What a policy found out about a model: tensors by name, and what there is to say about how it came about.
+
+    notes: what it did otherwise than asked, in words, for the record of a run.
+    """
 
     tables: Mapping[str, Tensor]
     facts: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,13 @@ class Fallback:
     tokens: int
     remedy: str
 
+    @property
+    def remark(self) -> str:
+        """What happened, without where."""
+        return f"the expert saw {self.tokens} token{'' if self.tokens == 1 else 's'}, so {self.remedy}"
+
     def __str__(self) -> str:
-        seen = f"{self.tokens} token{'' if self.tokens == 1 else 's'}"
-        return f"expert {self.expert} of layer {self.layer} saw {seen}, {self.projection}: {self.remedy}"
+        return f"{self.projection} of expert {self.expert} of layer {self.layer}: {self.remark}"
 
 
 Stacks = dict[str, QuantizedTensor]  # name of a stack of matrices -> its codes
@@ -391,7 +395,7 @@ def _minmax_group(group: Tensor, bits: int) -> Tensor:
 
 
 def _rows(codes: QuantizedTensor, rows: slice) -> QuantizedTensor:
-    """Some rows of every matrix of a stack."""
+    """The rows of gate or of up of every matrix of a stack of both; what was noted is about the two together."""
     packed, (matrices, _, columns) = codes.packed[:, rows], codes.shape
     return dataclasses.replace(
         codes,
@@ -399,6 +403,7 @@ def _rows(codes: QuantizedTensor, rows: slice) -> QuantizedTensor:
         scale=codes.scale[:, rows],
         offset=None if codes.offset is None else codes.offset[:, rows],
         shape=(matrices, packed.shape[1], columns),
+        notes=tuple(tuple(f"{note} (gate and up as one matrix)" for note in own) for own in codes.notes),
     )
 
 

@@ -395,13 +395,16 @@ def require_window(task: Task, wanted: int) -> None:
         raise BadInput(f"{task.name} reads windows of 2 tokens or more, or 0 for the model's own, not {wanted}")
 
 
-def require_window_room(task: Task, wanted: int, window: int) -> None:
-    """Raises BadInput where windows of `wanted` tokens (0: as long as the model's) do not fit into the model's."""
+def require_window_room(task: Task, wanted: int, window: int, parameter: str = "window") -> None:
+    """Raises BadInput where windows of `wanted` tokens (0: as long as the model's) do not fit into the model's.
+
+    parameter: the field that they come from.
+    """
     require_window(task, wanted)
     if wanted > window:
         raise BadInput(
             f"{task.name} reads windows of {wanted} tokens, and the model's window is {window}: "
-            f"{_instead(task, 'window', window)}"
+            f"{_instead(task, parameter, window)}"
         )
 
 

@@ -40,6 +40,7 @@ class GPTQ(Method):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2210.17323"
     needs_hessian: ClassVar[bool] = True
+    inputs_field: ClassVar[str] = "inputs"
 
     group_size: GroupSize = 128
     damping: Annotated[float, Between(0, 10)] = 0.01

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from mcbench.bounds import Between, Layers, Seed, Share
 from mcbench.errors import BadInput
 from mcbench.method import Method
-from mcbench.policy import sequences_per_batch
+from mcbench.policy import missed_share, sequences_per_batch
 from mcbench.progress import track
 from mcbench.routing import Choices, Learnt, Routed
 
@@ -53,6 +53,10 @@ class OTP(Method):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2510.10962"
+    seed_field: ClassVar[str] = "seed"
+    layers_field: ClassVar[str] = "layers"
+    fitted_field: ClassVar[str] = "fitted"
+
     sparsity: Annotated[float, Between(0, 1000)] = 1.0
     candidates: Literal["prefix", "subset", "independent"] = "prefix"
     steps: Annotated[int, Between(1, 100_000)] = 150
@@ -89,11 +93,14 @@ class OTP(Method):
             "head_parameters": sum(heads[name].numel() for name in ("into", "out", "bias")),
         }
         shift = torch.zeros(1)
+        notes: tuple[str, ...] = ()
         if self.skip is not None:
             shift, facts["rounds"] = self._solve(model, data, heads, self.skip)
         tables = {name: table.detach().cpu() for name, table in heads.items()} | {"shift": shift}
         facts["skipped"] = self._scores(model, data, tables)[1]
-        return Learnt(tables, facts)
+        if self.skip is not None:
+            notes = missed_share(self.skip, facts["skipped"])
+        return Learnt(tables, facts, notes)
 
     def route(self, choices: Choices, learnt: Mapping[str, Tensor]) -> Routed:
         here = {name: table.to(choices.weight.device) for name, table in learnt.items()}

@@ -7,6 +7,7 @@ two, unseeded. Here each layer draws, with equal probability, one of all the all
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from mcbench.stats import CalibrationStats
 @dataclass(frozen=True)
 class Random(Method):
     """A uniformly random allocation of each layer's total. seed: of the draw; `--seed` where not given."""
+
+    seed_field: ClassVar[str] = "seed"
 
     seed: Seed | None = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from mcbench.bounds import Seed, Share
 from mcbench.policy import ThresholdPolicy
@@ -22,6 +22,8 @@ class RandomSkip(ThresholdPolicy):
     skip: share of all pairs to skip, solved for. layers: those pruned. fitted: folder of thresholds to use.
     quantile, threshold: of the lots, uniform from 0 to 1, where skip is None. seed: `--seed` where not given.
     """
+
+    seed_field: ClassVar[str] = "seed"
 
     skip: Share | None = 0.15
     seed: Seed | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from mcbench.bounds import Between, Layers
 from mcbench.errors import BadInput
@@ -24,6 +24,8 @@ class TopK(Method):
 
     k: how many experts run. layers: those pruned, all by default.
     """
+
+    layers_field: ClassVar[str] = "layers"
 
     k: Annotated[int, Between(1, 1024)] = 1
     layers: Layers | None = None

@@ -23,5 +23,6 @@ class WikiText2Word(HarnessTask):
     metric = "word_perplexity"
     also = ("byte_perplexity", "bits_per_byte")
     higher_is_better = False
+    window_field = "window"
 
     window: Window = 0

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     "errors",
     "bounds",
+    "fallbacks",
     "interrupts",
     "files",
     "escape",
@@ -62,6 +63,7 @@ ORDER = (
     "layerwise",
     "calibration",
     "method",
+    "declarations",
     "policy",
     "composition",
     "answers",

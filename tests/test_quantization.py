@@ -161,9 +161,7 @@ def test_groups_fall_back_to_the_largest_size_that_divides_a_row(columns: int, a
     stack = round_to_nearest(matrices(1, 2, columns), 2, asked)
     assert stack.group_size == size
     fell_back = size != min(asked, columns) and asked != -1
-    assert (
-        stack.group_fallback == f"groups of {size} instead of {asked}: the rows hold {columns} weights"
-    ) == fell_back
+    assert (stack.group_fallback == f"group {size} instead of {asked}, as a row has {columns} weights") == fell_back
 
 
 def test_a_group_of_zero_weights_is_refused() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from records import sample_perplexity, sample_record, sample_result
 
-from mcbench.report import table, with_error
+from mcbench.report import FALLBACKS, table, with_error
 
 SKIPPED = sample_result(
     "mini-humaneval", metric="pass@1", value=None, n=0, k=None, standard_error=None, baseline=None, difference=None,
@@ -50,7 +50,9 @@ def test_what_was_skipped_or_done_otherwise_is_said() -> None:
     text = table(sample_record(results=(SKIPPED, sample_result(partial=True)), fallbacks=("one", "two")))
     assert "skipped    mini-humaneval: programs would run" in text
     assert "--limit left items out" in text
-    assert "one; and 1 more" in text
+    assert "fallback   one\nfallback   two\n" in text + "\n"
+    many = table(sample_record(fallbacks=tuple(f"the {at}th" for at in range(FALLBACKS + 3))))
+    assert f"the {FALLBACKS - 1}th" in many and "and 3 more, see the record" in many
 
 
 def test_an_uncompressed_run_shows_no_difference() -> None:
