@@ -567,7 +567,9 @@ def _say(text: object) -> None:
 
 
 def _stop(reason: object, code: int) -> int:
-    print(terminal(f"mcbench: {bearable(str(reason))}"), file=sys.stderr)
+    if sys.stderr is not None:  # print would take stdout for it
+        with contextlib.suppress(OSError):  # the exit code says it all the same
+            print(terminal(f"mcbench: {bearable(str(reason))}"), file=sys.stderr, flush=True)
     return code
 
 

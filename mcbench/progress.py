@@ -116,8 +116,9 @@ def _bar(label: str, total: int | None) -> Iterator[_Advance]:
             _Shown.display = None
             seconds = time.monotonic() - started
             if seconds >= NOTEWORTHY_SECONDS and sys.stderr is not None:
-                sys.stderr.write(f"{advance.summary(seconds)}\n")
-                sys.stderr.flush()
+                with contextlib.suppress(OSError):  # a full disk behind it ends no run
+                    sys.stderr.write(f"{advance.summary(seconds)}\n")
+                    sys.stderr.flush()
 
 
 def _new_display() -> Progress:

@@ -46,8 +46,9 @@ class Damaged(BadInput):
 def note(text: str) -> None:
     """Tells whoever watches, also where progress is muted, that something was not as it should be."""
     if sys.stderr is not None:
-        sys.stderr.write(f"mcbench: {printable(text)}\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # a full disk behind it ends no run
+            sys.stderr.write(f"mcbench: {printable(text)}\n")
+            sys.stderr.flush()
 
 
 def unless_damaged(read: Callable[[], T | None]) -> T | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import itertools
 import os
 import pty
@@ -119,3 +121,18 @@ def on_a_terminal(script: str) -> str:
         os.close(ours)
     assert running.returncode == 0
     return seen.decode()
+
+
+def test_a_full_disk_behind_the_messages_ends_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            tried.append(text)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(progress, "NOTEWORTHY_SECONDS", 0.0)
+    monkeypatch.setattr(sys, "stderr", Full())
+    with stage("short"):
+        pass
+    assert tried == ["short: 0 s\n"]

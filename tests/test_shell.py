@@ -277,3 +277,10 @@ def test_a_place_that_cannot_be_is_refused_from_python_as_well(place: str, tmp_p
     for where in (require_writable, require_place):
         with pytest.raises(BadInput, match="cannot be written|is no name"):
             where(tmp_path / place)
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full"])
+def test_without_a_place_for_messages_the_exit_code_alone_says_what_was_wrong(closed: str) -> None:
+    command = f"exec {sys.executable} -m mcbench run --method pmp {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
