@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import made_up
@@ -10,6 +11,15 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores; set before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# a shell starts what runs in the background with signals ignored, and children inherit that
+for _signal, _usual in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGTERM, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_signal) == signal.SIG_IGN:
+        signal.signal(_signal, _usual)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

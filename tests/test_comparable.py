@@ -157,6 +157,7 @@ def test_all_code_that_an_answer_goes_through_is_named_in_its_fingerprint() -> N
         "progress",
         "text",
         "loading",
+        "fallbacks",
         "source",
         "tokens",
         "checkpoint",

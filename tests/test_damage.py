@@ -17,6 +17,7 @@ import pytest
 from sealing import rewrite_json, rewrite_lines, rewrite_tensors
 from tiny import tiny_folder, tiny_text
 
+from mcbench import sealed
 from mcbench.cli import main
 
 METHOD = "pmq+gptq+odp(skip=0.2, protect=0.05)"
@@ -340,3 +341,50 @@ def test_every_damage_to_every_file_is_refused_or_made_anew(
     told = report(place, cases, capsys, tmp_path)
     assert told.endswith(" 0 wrong"), told
     assert len(cases) > 300
+
+
+@pytest.mark.parametrize(
+    "writes", [9, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+)
+def test_a_run_with_a_policy_killed_again_and_again_ends_as_an_uninterrupted_one(
+    place: Place, writes: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each time after so many writes, in the middle of the next one; samples, pairs and record are those of no kill."""
+    whole, lines = sealed.write_whole, sealed.Lines._write
+    left = [0]
+
+    def counted(torn: Callable[[], object]) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            torn()
+            raise KeyboardInterrupt
+
+    def write_whole(path: Path, content: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        counted(lambda: path.with_name(f".{path.name}.torn").write_bytes(content[: len(content) // 2]))
+        whole(path, content)
+
+    def write_lines(self: sealed.Lines, rows: Any, mode: str, last: str) -> None:
+        rows = list(rows)
+
+        def torn() -> None:
+            lines(self, rows, mode, last)
+            data = self.path.read_bytes()
+            self.path.write_bytes(data[:-7])
+
+        counted(torn)
+        lines(self, rows, mode, last)
+
+    monkeypatch.setattr(sealed, "write_whole", write_whole)
+    monkeypatch.setattr(sealed.Lines, "_write", write_lines)
+    kills = 0
+    while True:
+        left[0] = writes
+        code = main(place.command(tmp_path / "runs"))
+        if code == 0:
+            break
+        assert code == 130
+        kills += 1
+        assert kills < 200
+    assert kills >= 2
+    assert place.outcome(tmp_path / "runs") == place.whole
